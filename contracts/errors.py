@@ -1,0 +1,215 @@
+r"""Every error of batchmill; each has a stable `code` and says whether trying again can help.
+
+    BatchmillError
+    ├── ConfigurationError          a setting is missing or wrong
+    │   └── SchemaMismatch          the database is at another revision than this code
+    ├── InvalidInput                an item that cannot be taken, with where it stands
+    │   ├── EmptyJob                no item at all
+    │   └── DuplicateCustomId       two items of one job under one id
+    ├── InvalidRequest              a call that cannot be carried out as it stands
+    │   ├── UnknownModel
+    │   ├── UnknownTask
+    │   ├── InvalidParams
+    │   ├── JobNotFound
+    │   ├── WrongState              the job's state forbids it
+    │   └── IdempotencyConflict     the key belongs to a job with other content
+    ├── ModelError
+    │   ├── ModelRefused            a source that is not safe or not complete
+    │   ├── ModelTooLarge           it does not fit into the worker's memory
+    │   └── ModelLoadFailed         the library could not load it
+    ├── ArtifactError               files of a model are missing or not what was registered
+    ├── UnavailableError            a server does not answer; try again
+    │   ├── DatabaseUnavailable
+    │   └── BrokerUnavailable
+    ├── StackError                  the embedded servers cannot start or stop
+    ├── LeaseLost                   the shard belongs to someone else by now
+    ├── JobFailed                   the job ended without succeeding
+    ├── WaitTimeout                 the job was not done in the time given
+    └── ItemFailed                  one input that the engine could not compute
+"""
+
+from typing import ClassVar
+
+
+class BatchmillError(Exception):
+    """The root of all errors that batchmill raises on purpose."""
+
+    code: ClassVar[str] = "error"
+    retryable: ClassVar[bool] = False
+
+
+class ConfigurationError(BatchmillError):
+    """A setting is missing or wrong."""
+
+    code = "configuration"
+
+
+class SchemaMismatch(ConfigurationError):
+    """The database is at another schema revision than this code."""
+
+    code = "schema_mismatch"
+
+
+class InvalidInput(BatchmillError):
+    """An item that cannot be taken as it is.
+
+    Args:
+        reason: What is wrong with it and what to do.
+        where: What names it: `item 17`, or `reviews.jsonl, line 70123`; empty while the caller has yet to say.
+    """
+
+    code = "invalid_input"
+
+    def __init__(self, reason: str, where: str = "") -> None:
+        super().__init__(f"{where}: {reason}" if where else reason)
+        self.reason = reason
+        self.where = where
+
+    def at(self, where: str) -> "InvalidInput":
+        """The same error, naming where the item stands."""
+        return type(self)(self.reason, where)
+
+
+class EmptyJob(InvalidInput):
+    """A submission without a single item."""
+
+    code = "empty_job"
+
+
+class DuplicateCustomId(InvalidInput):
+    """Two items of one job carry the same id."""
+
+    code = "duplicate_custom_id"
+
+
+class InvalidRequest(BatchmillError):
+    """A call that cannot be carried out as it stands."""
+
+    code = "invalid_request"
+
+
+class UnknownModel(InvalidRequest):
+    """No registered model has that name."""
+
+    code = "unknown_model"
+
+
+class UnknownTask(InvalidRequest):
+    """No engine computes that task."""
+
+    code = "unknown_task"
+
+
+class InvalidParams(InvalidRequest):
+    """The task has no such parameter, or the value is not one of its own."""
+
+    code = "invalid_params"
+
+
+class JobNotFound(InvalidRequest):
+    """No job has that id."""
+
+    code = "job_not_found"
+
+
+class WrongState(InvalidRequest):
+    """The state of the job forbids the call."""
+
+    code = "wrong_state"
+
+
+class IdempotencyConflict(InvalidRequest):
+    """The idempotency key belongs to a job with other content."""
+
+    code = "idempotency_conflict"
+
+
+class ModelError(BatchmillError):
+    """A model that cannot be registered or run."""
+
+    code = "model_error"
+
+
+class ModelRefused(ModelError):
+    """A source that is not safe to load or not complete."""
+
+    code = "model_refused"
+
+
+class ModelTooLarge(ModelError):
+    """The model needs more memory than the worker may use for models."""
+
+    code = "model_too_large"
+
+
+class ModelLoadFailed(ModelError):
+    """The library could not load the model."""
+
+    code = "model_load_failed"
+
+
+class ArtifactError(BatchmillError):
+    """A model's files are missing, or are not the ones that were registered."""
+
+    code = "artifact_error"
+
+
+class UnavailableError(BatchmillError):
+    """A server does not answer."""
+
+    code = "unavailable"
+    retryable = True
+
+
+class DatabaseUnavailable(UnavailableError):
+    """Postgres does not answer."""
+
+    code = "database_unavailable"
+
+
+class BrokerUnavailable(UnavailableError):
+    """The broker does not answer."""
+
+    code = "broker_unavailable"
+
+
+class StackError(BatchmillError):
+    """The embedded servers cannot start or stop."""
+
+    code = "stack_error"
+
+
+class LeaseLost(BatchmillError):
+    """The shard's lease has expired and someone else may hold it."""
+
+    code = "lease_lost"
+    retryable = True
+
+
+class JobFailed(BatchmillError):
+    """The job ended without succeeding."""
+
+    code = "job_failed"
+
+
+class WaitTimeout(BatchmillError):
+    """The job was not done in the time that the caller gave it."""
+
+    code = "wait_timeout"
+    retryable = True
+
+
+class ItemFailed(BatchmillError):
+    """One input that an engine could not compute; its neighbours are not touched.
+
+    Args:
+        item_code: A stable name of the cause, kept with the item: `too_long`, `non_finite`, `engine_error`.
+        message: What happened, for a person.
+    """
+
+    code = "item_failed"
+
+    def __init__(self, item_code: str, message: str) -> None:
+        super().__init__(message)
+        self.item_code = item_code
+        self.message = message
