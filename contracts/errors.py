@@ -1,31 +1,31 @@
 r"""Every error of batchmill; each has a stable `code` and says whether trying again can help.
 
-    BatchmillError
-    ├── ConfigurationError          a setting is missing or wrong
-    │   └── SchemaMismatch          the database is at another revision than this code
-    ├── InvalidInput                an item that cannot be taken, with where it stands
-    │   ├── EmptyJob                no item at all
-    │   └── DuplicateCustomId       two items of one job under one id
-    ├── InvalidRequest              a call that cannot be carried out as it stands
-    │   ├── UnknownModel
-    │   ├── UnknownTask
-    │   ├── InvalidParams
-    │   ├── JobNotFound
-    │   ├── WrongState              the job's state forbids it
-    │   └── IdempotencyConflict     the key belongs to a job with other content
-    ├── ModelError
-    │   ├── ModelRefused            a source that is not safe or not complete
-    │   ├── ModelTooLarge           it does not fit into the worker's memory
-    │   └── ModelLoadFailed         the library could not load it
-    ├── ArtifactError               files of a model are missing or not what was registered
-    ├── UnavailableError            a server does not answer; try again
-    │   ├── DatabaseUnavailable
-    │   └── BrokerUnavailable
-    ├── StackError                  the embedded servers cannot start or stop
-    ├── LeaseLost                   the shard belongs to someone else by now
-    ├── JobFailed                   the job ended without succeeding
-    ├── WaitTimeout                 the job was not done in the time given
-    └── ItemFailed                  one input that the engine could not compute
+BatchmillError
+├── ConfigurationError          a setting is missing or wrong
+│   └── SchemaMismatch          the database is at another revision than this code
+├── InvalidInput                an item that cannot be taken, with where it stands
+│   ├── EmptyJob                no item at all
+│   └── DuplicateCustomId       two items of one job under one id
+├── InvalidRequest              a call that cannot be carried out as it stands
+│   ├── UnknownModel
+│   ├── UnknownTask
+│   ├── InvalidParams
+│   ├── JobNotFound
+│   ├── WrongState              the job's state forbids it
+│   └── IdempotencyConflict     the key belongs to a job with other content
+├── ModelError
+│   ├── ModelRefused            a source that is not safe or not complete
+│   ├── ModelTooLarge           it does not fit into the worker's memory
+│   └── ModelLoadFailed         the library could not load it
+├── ArtifactError               files of a model are missing or not what was registered
+├── UnavailableError            a server does not answer; try again
+│   ├── DatabaseUnavailable
+│   └── BrokerUnavailable
+├── StackError                  the embedded servers cannot start or stop
+├── LeaseLost                   the shard belongs to someone else by now
+├── JobFailed                   the job ended without succeeding
+├── WaitTimeout                 the job was not done in the time given
+└── ItemFailed                  one input that the engine could not compute
 """
 
 from typing import ClassVar

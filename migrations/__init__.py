@@ -1,0 +1,1 @@
+"""Schema revisions; they import nothing of ours."""

@@ -1,0 +1,1 @@
+"""Postgres and files: tables, one repository per aggregate, bulk paths, digests, artifacts, tickets."""

@@ -1,0 +1,1 @@
+"""What workers run: claims, micro-batches, engines, model loading, persistence."""

@@ -1,0 +1,68 @@
+"""What an engine is: a loaded model that makes inputs ready and computes micro-batches of them."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contracts.errors import ItemFailed
+from contracts.models import ModelSpec
+
+Row: TypeAlias = Any
+"""One input made ready for the model; only the engine that made it looks inside."""
+
+Output: TypeAlias = NDArray[np.float32] | NDArray[np.float16] | NDArray[np.uint8] | list[Any]
+"""One entry an input: vectors `[n, d]` in float32 or float16, bits packed as `[n, d / 8]` uint8 (d is a multiple
+of 8), or JSON values."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Inputs made ready, in the order given; those with an error have a row that is never computed."""
+
+    rows: list[Row]
+    lengths: NDArray[np.int32]
+    """Tokens of each row, special tokens included: what padding is reckoned in. 0 where there is an error."""
+    truncated: NDArray[np.bool_]
+    """Whether the input was cut to the model's limit."""
+    errors: dict[int, ItemFailed] = field(default_factory=dict)
+    """By position: inputs that cannot be computed, each with its reason."""
+
+
+class Engine(ABC):
+    """A loaded model.
+
+    `prepare` may be called from several threads at once; `run` is called by the one thread that owns the device.
+    An output depends on its own input and the parameters alone, never on its neighbours in the micro-batch
+    beyond the tolerance of the arithmetic.
+    """
+
+    @classmethod
+    @abstractmethod
+    def load(cls, model: ModelSpec, folder: Path, device: str) -> Self:
+        """The model, ready on the device (`cpu`, `cuda:0`).
+
+        Raises:
+            ModelLoadFailed: The library could not load it.
+        """
+
+    @property
+    @abstractmethod
+    def memory_bytes(self) -> int:
+        """Bytes that the loaded weights take on the device."""
+
+    @abstractmethod
+    def prepare(self, payloads: Sequence[Any], params: Mapping[str, Any]) -> Prepared:
+        """Inputs made ready: checked, tokenized, cut to the model's limit."""
+
+    @abstractmethod
+    def run(self, rows: Sequence[Row], params: Mapping[str, Any]) -> Output:
+        """One forward pass over rows that `prepare` made; outputs stand in the order of the rows."""
+
+    @abstractmethod
+    def synthetic(self, length: int, count: int) -> list[Row]:
+        """Rows of `length` tokens (at most the model's limit) with arbitrary content, to measure with."""
