@@ -15,7 +15,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="BATCHMILL_", frozen=True, extra="forbid")
 
     database_url: str | None = None
-    """Postgres 16 or newer with pgvector, as `postgresql://user:password@host/name`."""
+    """Postgres 18 or newer with pgvector, as `postgresql://user:password@host/name`."""
     broker_url: str | None = None
     """Redis, Valkey or RabbitMQ: `redis://…`, `rediss://…`, `redis+socket://…`, `amqp://…`, `amqps://…`."""
     artifacts: str | None = None

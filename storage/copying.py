@@ -1,0 +1,69 @@
+"""COPY in binary form through SQLAlchemy's connection: how bulk rows enter and leave Postgres."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import psycopg
+from psycopg import sql
+from sqlalchemy import Connection
+
+HEADER = b"PGCOPY\n\xff\r\n\x00" + b"\x00" * 8
+TRAILER = b"\xff\xff"
+"""Source of the format: PostgreSQL's documentation of COPY, "Binary Format"."""
+
+
+def _driver(connection: Connection) -> psycopg.Connection[Any]:
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, psycopg.Connection)
+    return driver
+
+
+def copy_rows(
+    connection: Connection, table: str, columns: Mapping[str, str], rows: Iterable[Sequence[Any]]
+) -> None:
+    """Append rows to a table.
+
+    Args:
+        connection: In a transaction.
+        table: Its name.
+        columns: Their names, each with the type as which its values are sent. Binary forms are not converted: bytes
+            sent as `bytea` fill a `json` column as they are.
+        rows: One value a column.
+    """
+    statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(
+        sql.Identifier(table), sql.SQL(", ").join(map(sql.Identifier, columns))
+    )
+    with _driver(connection).cursor() as cursor, cursor.copy(statement) as copy:
+        copy.set_types(list(columns.values()))
+        for row in rows:
+            copy.write_row(row)
+
+
+def copy_bytes(connection: Connection, table: str, columns: Sequence[str], rows: bytes) -> None:
+    """Append rows that are already in the binary format (without its header and trailer) to a table."""
+    statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(
+        sql.Identifier(table), sql.SQL(", ").join(map(sql.Identifier, columns))
+    )
+    with _driver(connection).cursor() as cursor, cursor.copy(statement) as copy:
+        copy.write(HEADER)
+        copy.write(rows)
+        copy.write(TRAILER)
+
+
+def copy_out(
+    connection: Connection, query: str, params: Mapping[str, Any], types: Sequence[str]
+) -> Iterator[tuple[Any, ...]]:
+    """The rows of a query, decoded as the types named (`bytea` gives a value's binary form as it is).
+
+    Args:
+        connection: In a transaction.
+        query: With `%(name)s` where a parameter stands.
+        params: Put into the query as literals: COPY takes no others.
+        types: One a column.
+    """
+    driver = _driver(connection)
+    with driver.cursor() as cursor:
+        literal = psycopg.ClientCursor(driver).mogrify(query, params)
+        with cursor.copy(f"COPY ({literal}) TO STDOUT (FORMAT BINARY)".encode()) as copy:
+            copy.set_types(types)
+            yield from copy.rows()

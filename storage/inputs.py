@@ -1,0 +1,99 @@
+"""Inputs and items: payloads stored once, lines that refer to them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import orjson
+from sqlalchemy import Connection, bindparam, text
+from sqlalchemy.dialects.postgresql import ARRAY, BYTEA
+
+from storage.copying import copy_rows
+
+# The temporary table outlives the transaction empty, so that a connection makes it once.
+_STAGING = text("""
+    CREATE TEMPORARY TABLE IF NOT EXISTS batchmill_lines (
+        position bigint, custom_id text, digest bytea, payload json, size integer
+    ) ON COMMIT DELETE ROWS
+""")
+_COLUMNS = {"position": "int8", "custom_id": "text", "digest": "bytea", "payload": "bytea", "size": "int4"}
+
+# Sorted by digest, so that two submissions that meet take their locks in one order.
+_INSERT_INPUTS = text("""
+    INSERT INTO inputs (digest, payload, size)
+    SELECT digest, payload, size FROM batchmill_lines
+    WHERE payload IS NOT NULL ORDER BY digest
+    ON CONFLICT (digest) DO NOTHING
+""")
+_INSERT_ITEMS = text("""
+    INSERT INTO items (job_id, position, input_id, custom_id)
+    SELECT :job_id, line.position, inputs.id, line.custom_id
+    FROM batchmill_lines AS line JOIN inputs USING (digest)
+    ORDER BY line.position
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a job on its way in."""
+
+    position: int
+    custom_id: str | None
+    digest: bytes
+    payload: bytes
+    """Canonical JSON."""
+
+
+def append(connection: Connection, job_id: UUID, lines: Sequence[Line]) -> None:
+    """Add lines to a job that is being received; payloads never seen before are stored."""
+    seen: set[bytes] = set()
+
+    def rows() -> list[tuple[Any, ...]]:
+        staged = []
+        for line in lines:
+            first = line.digest not in seen
+            seen.add(line.digest)
+            payload = line.payload if first else None
+            staged.append((line.position, line.custom_id, line.digest, payload, len(line.payload)))
+        return staged
+
+    connection.execute(_STAGING)
+    copy_rows(connection, "batchmill_lines", _COLUMNS, rows())
+    connection.execute(_INSERT_INPUTS)
+    connection.execute(_INSERT_ITEMS, {"job_id": job_id})
+
+
+def duplicate_custom_id(connection: Connection, job_id: UUID) -> tuple[str, int, int] | None:
+    """A custom id that two lines of the job share, with the positions of both; None when there is none."""
+    row = connection.execute(
+        text("""
+            SELECT custom_id, min(position), max(position) FROM items
+            WHERE job_id = :job_id AND custom_id IS NOT NULL
+            GROUP BY custom_id HAVING count(*) > 1 LIMIT 1
+        """),
+        {"job_id": job_id},
+    ).first()
+    return None if row is None else (row[0], row[1], row[2])
+
+
+def payloads(connection: Connection, input_ids: Sequence[int]) -> list[Any]:
+    """The payloads of inputs, decoded, in the order of the ids.
+
+    Raises:
+        KeyError: An input does not exist.
+    """
+    rows = connection.execute(
+        text("SELECT id, payload::text FROM inputs WHERE id = ANY(:ids)"), {"ids": list(input_ids)}
+    )
+    found = {row[0]: row[1] for row in rows}
+    return [orjson.loads(found[input_id]) for input_id in input_ids]
+
+
+def count_cached(connection: Connection, target_id: int, digests: Sequence[bytes]) -> int:
+    """How many of the distinct payloads with these digests have a result for the target."""
+    statement = text("""
+        SELECT count(*) FROM inputs JOIN results ON results.input_id = inputs.id
+        WHERE results.target_id = :target_id AND inputs.digest = ANY(:digests)
+    """).bindparams(bindparam("digests", type_=ARRAY(BYTEA)))
+    return int(connection.execute(statement, {"target_id": target_id, "digests": list(digests)}).scalar_one())

@@ -1,0 +1,155 @@
+"""Models and targets: what is registered, and what a result is a result of."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import Connection, Row, func, insert, select, text, update
+from sqlalchemy.dialects.postgresql import insert as upsert
+
+from contracts.canonical import CANONICAL_VERSION, canonicalize, digest
+from contracts.errors import UnknownModel
+from contracts.models import ArtifactFile, ModelSpec, TargetSpec
+from contracts.names import split_reference
+from storage.tables import models, targets
+
+_SPEC_COLUMNS = [models.c[name] for name in ModelSpec.model_fields]
+
+
+def _spec(row: Row[Any]) -> ModelSpec:
+    return ModelSpec.model_validate(dict(row._mapping))
+
+
+def add(
+    connection: Connection,
+    *,
+    name: str,
+    source: str,
+    revision: str | None,
+    task: str,
+    quantization: str,
+    engine: str,
+    pool: str,
+    digest: str,
+    files: list[ArtifactFile],
+    memory_bytes: int,
+) -> ModelSpec:
+    """Register the next version of a name; the same content again gives the version that stands."""
+    connection.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))"), {"name": name})
+    latest = connection.execute(
+        select(*_SPEC_COLUMNS)
+        .where(models.c.name == name, models.c.removed_at.is_(None))
+        .order_by(models.c.version.desc())
+        .limit(1)
+    ).first()
+    if latest is not None:
+        spec = _spec(latest)
+        same = (spec.digest, spec.task, spec.quantization, spec.pool) == (digest, task, quantization, pool)
+        if same and (files or spec.source == source):
+            return spec
+    version = connection.execute(
+        select(func.coalesce(func.max(models.c.version), 0) + 1).where(models.c.name == name)
+    ).scalar_one()
+    row = connection.execute(
+        insert(models)
+        .values(
+            name=name,
+            version=version,
+            source=source,
+            revision=revision,
+            task=task,
+            quantization=quantization,
+            engine=engine,
+            pool=pool,
+            digest=digest,
+            files=[file.model_dump() for file in files],
+            memory_bytes=memory_bytes,
+        )
+        .returning(*_SPEC_COLUMNS)
+    ).one()
+    return _spec(row)
+
+
+def get(connection: Connection, reference: str) -> ModelSpec:
+    """The model of `name@version`, or the newest version of `name`.
+
+    Raises:
+        UnknownModel: None is registered, or it was removed.
+    """
+    name, version = split_reference(reference)
+    query = select(*_SPEC_COLUMNS).where(models.c.name == name, models.c.removed_at.is_(None))
+    if version is not None:
+        query = query.where(models.c.version == version)
+    row = connection.execute(query.order_by(models.c.version.desc()).limit(1)).first()
+    if row is None:
+        names = connection.execute(
+            select(models.c.name).where(models.c.removed_at.is_(None)).distinct().order_by(models.c.name).limit(10)
+        ).scalars()
+        known = ", ".join(names) or "none yet; add one with client.models.add(…) or `batchmill models add`"
+        raise UnknownModel(f"model {reference!r} is not registered (registered: {known})")
+    return _spec(row)
+
+
+def list_all(connection: Connection) -> list[ModelSpec]:
+    """Every registered model, by name and version."""
+    query = select(*_SPEC_COLUMNS).where(models.c.removed_at.is_(None)).order_by(models.c.name, models.c.version)
+    return [_spec(row) for row in connection.execute(query)]
+
+
+def remove(connection: Connection, model_id: int) -> None:
+    """Take a model out of the register; its results stay with the jobs that hold them."""
+    connection.execute(
+        update(models).where(models.c.id == model_id, models.c.removed_at.is_(None)).values(removed_at=func.now())
+    )
+
+
+def invalidate(connection: Connection, model_id: int) -> ModelSpec:
+    """Begin a new epoch: nothing computed so far is served to jobs submitted from now on."""
+    row = connection.execute(
+        update(models).where(models.c.id == model_id).values(epoch=models.c.epoch + 1).returning(*_SPEC_COLUMNS)
+    ).one()
+    return _spec(row)
+
+
+def fingerprint(model: ModelSpec, params: Mapping[str, Any]) -> bytes:
+    """SHA-256 over everything that a result depends on."""
+    return digest(
+        canonicalize(
+            {
+                "model": model.id,
+                "task": model.task.value,
+                "params": dict(params),
+                "engine": model.engine,
+                "compute_dtype": model.quantization.compute_dtype,
+                "canonical": CANONICAL_VERSION,
+                "epoch": model.epoch,
+            }
+        )
+    )
+
+
+def find_target(connection: Connection, model: ModelSpec, params: Mapping[str, Any]) -> int | None:
+    """The target of a model with these parameters at its present epoch, where it exists."""
+    query = select(targets.c.id).where(targets.c.fingerprint == fingerprint(model, params))
+    return connection.execute(query).scalar_one_or_none()
+
+
+def make_target(connection: Connection, model: ModelSpec, params: Mapping[str, Any]) -> int:
+    """The same, made when it does not exist."""
+    connection.execute(
+        upsert(targets)
+        .values(fingerprint=fingerprint(model, params), model_id=model.id, params=dict(params), epoch=model.epoch)
+        .on_conflict_do_nothing(index_elements=["fingerprint"])
+    )
+    target_id = find_target(connection, model, params)
+    assert target_id is not None
+    return target_id
+
+
+def get_target(connection: Connection, target_id: int) -> TargetSpec:
+    """A target with its model, removed or not."""
+    row = connection.execute(
+        select(targets.c.params, *_SPEC_COLUMNS).join_from(targets, models).where(targets.c.id == target_id)
+    ).one()
+    fields = dict(row._mapping)
+    params = fields.pop("params")
+    return TargetSpec(id=target_id, model=ModelSpec.model_validate(fields), params=params)

@@ -1,0 +1,214 @@
+"""Results: immutable facts, written once in bulk and read back in pages."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+from uuid import UUID
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+from sqlalchemy import Connection, text
+
+from contracts.names import Task
+from storage.copying import copy_bytes, copy_out
+
+Outputs: TypeAlias = NDArray[Any] | list[Any]
+"""Vectors `[n, d]` in float32 or float16, packed bits `[n, d / 8]` in uint8, or n JSON values."""
+
+_STAGING = text("""
+    CREATE TEMPORARY TABLE IF NOT EXISTS batchmill_results (
+        input_id bigint, shard_id uuid, truncated boolean,
+        embedding vector, embedding_half halfvec, embedding_bits bit varying, output jsonb
+    ) ON COMMIT DELETE ROWS
+""")
+# Sorted by input, so that two workers that computed the same inputs take their locks in one order.
+_INSERT = text("""
+    INSERT INTO results
+        (target_id, input_id, shard_id, truncated, embedding, embedding_half, embedding_bits, output)
+    SELECT :target_id, input_id, shard_id, truncated, embedding, embedding_half, embedding_bits, output
+    FROM batchmill_results ORDER BY input_id
+    ON CONFLICT DO NOTHING
+""")
+
+
+def output_column(task: Task, params: Mapping[str, Any]) -> str:
+    """The column of `results` that holds what such a target gives."""
+    if task is not Task.EMBED:
+        return "output"
+    return {"float32": "embedding", "float16": "embedding_half", "ubinary": "embedding_bits"}[params["precision"]]
+
+
+@dataclass(frozen=True)
+class NewResults:
+    """Results of one target on their way into the database; all arrays have n entries."""
+
+    target_id: int
+    input_ids: NDArray[np.int64]
+    shard_ids: NDArray[np.uint8]
+    """`[n, 16]`: the bytes of the shard that computed each."""
+    truncated: NDArray[np.bool_]
+    outputs: Outputs
+
+
+def insert(connection: Connection, new: NewResults) -> int:
+    """Write results; those that exist already stay as they are. How many were new."""
+    order = np.argsort(new.input_ids, kind="stable")
+    column, rows = _encode(new, order)
+    connection.execute(_STAGING)
+    copy_bytes(connection, "batchmill_results", ["input_id", "shard_id", "truncated", column], rows)
+    return connection.execute(_INSERT, {"target_id": new.target_id}).rowcount
+
+
+# COPY's binary rows: a count of fields, then each field's length and bytes, all big-endian.
+_FIXED_FIELDS: list[Any] = [
+    ("fields", ">i2"),
+    ("input_length", ">i4"),
+    ("input_id", ">i8"),
+    ("shard_length", ">i4"),
+    ("shard_id", "u1", (16,)),
+    ("truncated_length", ">i4"),
+    ("truncated", "u1"),
+    ("output_length", ">i4"),
+]
+
+
+def _encode(new: NewResults, order: NDArray[np.intp]) -> tuple[str, bytes]:
+    """The column that takes the outputs, and the rows in COPY's binary format."""
+    outputs = new.outputs
+    if isinstance(outputs, list):
+        rows = _fixed(new, order, [])
+        chunks = []
+        for row, place in zip(rows, order.tolist(), strict=True):
+            # jsonb's binary form: its version, then the text.
+            document = b"\x01" + orjson.dumps(outputs[place])
+            row["output_length"] = len(document)
+            chunks.append(row.tobytes() + document)
+        return "output", b"".join(chunks)
+    width = outputs.shape[1]
+    match outputs.dtype.type:
+        case np.float32:  # vector: dimensions, 16 unused bits, floats
+            rows = _fixed(new, order, [("dim", ">i2"), ("unused", ">i2"), ("values", ">f4", (width,))])
+            rows["dim"], column = width, "embedding"
+        case np.float16:
+            rows = _fixed(new, order, [("dim", ">i2"), ("unused", ">i2"), ("values", ">f2", (width,))])
+            rows["dim"], column = width, "embedding_half"
+        case np.uint8:  # bit varying: the number of bits, then bytes
+            rows = _fixed(new, order, [("bits", ">i4"), ("values", "u1", (width,))])
+            rows["bits"], column = width * 8, "embedding_bits"
+        case other:
+            raise TypeError(f"no column takes outputs of {other}")
+    rows["values"] = outputs[order]
+    return column, rows.tobytes()
+
+
+def _fixed(new: NewResults, order: NDArray[np.intp], output: list[Any]) -> NDArray[Any]:
+    rows = np.zeros(len(order), dtype=np.dtype(_FIXED_FIELDS + output))
+    rows["fields"] = 4
+    rows["input_length"], rows["input_id"] = 8, new.input_ids[order]
+    rows["shard_length"], rows["shard_id"] = 16, new.shard_ids[order]
+    rows["truncated_length"], rows["truncated"] = 1, new.truncated[order]
+    rows["output_length"] = np.dtype(output).itemsize if output else 0
+    return rows
+
+
+def known(connection: Connection, target_id: int, input_ids: Sequence[int]) -> set[int]:
+    """Those of the inputs that have a result for the target."""
+    rows = connection.execute(
+        text("SELECT input_id FROM results WHERE target_id = :target_id AND input_id = ANY(:input_ids)"),
+        {"target_id": target_id, "input_ids": list(input_ids)},
+    )
+    return set(rows.scalars())
+
+
+@dataclass(frozen=True)
+class Page:
+    """Consecutive items of a job, column by column; n entries each."""
+
+    positions: NDArray[np.int64]
+    custom_ids: list[str | None]
+    outputs: NDArray[Any] | list[bytes | None]
+    """Vectors (rows of zeros where there is none), or JSON texts."""
+    present: NDArray[np.bool_]
+    """Whether the item has an output."""
+    errors: list[tuple[str, str] | None]
+    """Code and message."""
+    cached: NDArray[np.bool_]
+    truncated: NDArray[np.bool_]
+
+
+def _page_query(column: str) -> str:
+    return f"""
+        SELECT items.position, items.custom_id,
+               CASE WHEN item_errors.input_id IS NULL THEN results.{column} END,
+               item_errors.code, item_errors.message,
+               results.input_id IS NOT NULL AND shards.job_id IS DISTINCT FROM items.job_id,
+               coalesce(results.truncated, false)
+        FROM items
+        LEFT JOIN item_errors ON item_errors.job_id = items.job_id AND item_errors.input_id = items.input_id
+        LEFT JOIN results ON results.target_id = %(target_id)s AND results.input_id = items.input_id
+        LEFT JOIN shards ON shards.id = results.shard_id
+        WHERE items.job_id = %(job_id)s AND items.position >= %(start)s AND items.position < %(stop)s
+        ORDER BY items.position
+    """
+
+
+_VECTOR = {"embedding": ">f4", "embedding_half": ">f2"}
+
+
+def read(connection: Connection, *, job_id: UUID, target_id: int, column: str, start: int, stop: int) -> Page:
+    """The items of a job at positions `start` to `stop - 1`, with what is known of them."""
+    rows = list(
+        copy_out(
+            connection,
+            _page_query(column),
+            {"job_id": job_id, "target_id": target_id, "start": start, "stop": stop},
+            ["int8", "text", "bytea", "text", "text", "bool", "bool"],
+        )
+    )
+    raw = [row[2] for row in rows]
+    outputs: NDArray[Any] | list[bytes | None]
+    if column == "output":
+        outputs = [None if value is None else value[1:] for value in raw]
+    else:
+        outputs = _decode_vectors(raw, column)
+    return Page(
+        positions=np.fromiter((row[0] for row in rows), np.int64, len(rows)),
+        custom_ids=[row[1] for row in rows],
+        outputs=outputs,
+        present=np.fromiter((value is not None for value in raw), np.bool_, len(rows)),
+        errors=[None if row[3] is None else (row[3], row[4]) for row in rows],
+        cached=np.fromiter((row[5] for row in rows), np.bool_, len(rows)),
+        truncated=np.fromiter((row[6] for row in rows), np.bool_, len(rows)),
+    )
+
+
+def _decode_vectors(raw: list[bytes | None], column: str) -> NDArray[Any]:
+    """Rows of `vector`, `halfvec` or `bit varying` in their binary form as a matrix; zeros where there is none."""
+    length = next((len(value) for value in raw if value is not None), 4)
+    blank = bytes(length)
+    joined = b"".join([blank if value is None else value for value in raw])
+    body = np.frombuffer(joined, np.uint8).reshape(len(raw), length)[:, 4:]
+    if column == "embedding_bits":
+        return np.ascontiguousarray(body)
+    stored = np.dtype(_VECTOR[column])
+    return np.ascontiguousarray(body).view(stored).astype(stored.newbyteorder("="))
+
+
+def dimensions(connection: Connection, target_id: int, column: str) -> int | None:
+    """How wide the vectors of a target are (in bytes for packed bits); None while it has none."""
+    if column == "output":
+        return None
+    measure = {
+        "embedding": "vector_dims(embedding)",
+        "embedding_half": "vector_dims(embedding_half)",
+        "embedding_bits": "(length(embedding_bits) + 7) / 8",
+    }[column]
+    return connection.execute(
+        text(f"SELECT {measure} FROM results WHERE target_id = :target_id LIMIT 1"), {"target_id": target_id}
+    ).scalar_one_or_none()
+
+
+def shard_bytes(shard_id: UUID) -> NDArray[np.uint8]:
+    """A shard's id as `NewResults` holds it."""
+    return np.frombuffer(shard_id.bytes, np.uint8)

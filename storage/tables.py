@@ -1,0 +1,260 @@
+"""The tables, as SQLAlchemy sees them; `migrations/` makes them, and a test holds the two equal.
+
+Only `inputs` has a random (digest) index: items, shards and results refer to its sequential bigint id, so that what
+grows most is appended to. Times are the database's.
+"""
+
+from pgvector.sqlalchemy import HALFVEC, VECTOR
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Double,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    Table,
+    Text,
+    UniqueConstraint,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, BIT, JSON, JSONB, UUID
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "%(table_name)s_%(column_0_N_name)s_idx",
+        "uq": "%(table_name)s_%(column_0_N_name)s_key",
+        "ck": "%(table_name)s_%(constraint_name)s_check",
+        "fk": "%(table_name)s_%(column_0_N_name)s_fkey",
+        "pk": "%(table_name)s_pkey",
+    }
+)
+
+_JOB_STATES = ("receiving", "queued", "running", "paused", "succeeded", "failed", "cancelled", "expired")
+_SHARD_STATES = ("queued", "leased", "done", "cancelled", "split")
+
+
+def _one_of(column: str, values: tuple[str, ...]) -> CheckConstraint:
+    return CheckConstraint(f"{column} IN ({', '.join(repr(v) for v in values)})", name=column)
+
+
+def _time(name: str, *, default: bool = False) -> Column[object]:
+    if default:
+        return Column(name, DateTime(timezone=True), nullable=False, server_default=func.now())
+    return Column(name, DateTime(timezone=True))
+
+
+models = Table(
+    "models",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("source", Text, nullable=False),
+    Column("revision", Text),
+    Column("task", Text, nullable=False),
+    Column("quantization", Text, nullable=False),
+    Column("engine", Text, nullable=False),
+    Column("pool", Text, nullable=False),
+    Column("epoch", Integer, nullable=False, server_default=text("1")),
+    Column("digest", Text, nullable=False),
+    Column("files", JSONB, nullable=False),
+    Column("memory_bytes", BigInteger, nullable=False),
+    Column("parent_id", BigInteger, ForeignKey("models.id")),
+    _time("created_at", default=True),
+    _time("removed_at"),
+    UniqueConstraint("name", "version"),
+)
+
+targets = Table(
+    "targets",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("fingerprint", LargeBinary, nullable=False, unique=True),
+    Column("model_id", BigInteger, ForeignKey("models.id"), nullable=False),
+    Column("params", JSONB, nullable=False),
+    Column("epoch", Integer, nullable=False),
+    _time("created_at", default=True),
+)
+
+inputs = Table(
+    "inputs",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("digest", LargeBinary, nullable=False, unique=True),
+    # json, not jsonb: it keeps the canonical text to the letter (jsonb would turn 1e16 into an integer).
+    Column("payload", JSON, nullable=False),
+    Column("size", Integer, nullable=False),  # bytes of the canonical text
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", UUID, primary_key=True, server_default=text("uuidv7()")),
+    Column("target_id", BigInteger, ForeignKey("targets.id"), nullable=False),
+    Column("pool", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("priority", SmallInteger, nullable=False),
+    Column("metadata", JSONB, nullable=False, server_default=text("'{}'")),
+    Column("idempotency_key", Text),
+    Column("content_digest", LargeBinary),
+    Column("retry_of", UUID, ForeignKey("jobs.id")),
+    # Lines; every other count is of distinct inputs.
+    Column("items", BigInteger, nullable=False, server_default=text("0")),
+    Column("distinct_inputs", BigInteger, nullable=False, server_default=text("0")),
+    Column("cached", BigInteger, nullable=False, server_default=text("0")),
+    Column("computed", BigInteger, nullable=False, server_default=text("0")),
+    Column("failed", BigInteger, nullable=False, server_default=text("0")),
+    Column("truncated", BigInteger, nullable=False, server_default=text("0")),
+    Column("open_shards", Integer, nullable=False, server_default=text("0")),
+    # What it was served, in estimated tokens, and when last: what claims are fair by.
+    Column("service", BigInteger, nullable=False, server_default=text("0")),
+    _time("served_at"),
+    # What its micro-batches looked like, summed over its shards.
+    Column("micro_batches", Double, nullable=False, server_default=text("0")),
+    Column("real_tokens", BigInteger, nullable=False, server_default=text("0")),
+    Column("padded_tokens", BigInteger, nullable=False, server_default=text("0")),
+    Column("budget_tokens", BigInteger, nullable=False, server_default=text("0")),
+    Column("error_code", Text),
+    Column("error_message", Text),
+    _time("created_at", default=True),
+    _time("received_at", default=True),
+    _time("queued_at"),
+    _time("started_at"),
+    _time("finished_at"),
+    _time("expires_at"),
+    _one_of("state", _JOB_STATES),
+    Index("jobs_idempotency_key_key", "idempotency_key", unique=True),
+    Index(
+        "jobs_claimable_idx",
+        "pool",
+        "priority",
+        "service",
+        postgresql_where=text("state IN ('queued', 'running')"),
+    ),
+    Index("jobs_receiving_idx", "received_at", postgresql_where=text("state = 'receiving'")),
+    Index("jobs_created_at_idx", "created_at"),
+)
+
+items = Table(
+    "items",
+    metadata,
+    # No foreign keys: a check for each of a hundred million rows would cost more than the insert.
+    Column("job_id", UUID, primary_key=True),
+    Column("position", BigInteger, primary_key=True),
+    Column("input_id", BigInteger, nullable=False),
+    Column("custom_id", Text),
+)
+
+item_errors = Table(
+    "item_errors",
+    metadata,
+    Column("job_id", UUID, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("input_id", BigInteger, primary_key=True),
+    Column("code", Text, nullable=False),
+    Column("message", Text, nullable=False),
+    _time("created_at", default=True),
+)
+
+shards = Table(
+    "shards",
+    metadata,
+    Column("id", UUID, primary_key=True, server_default=text("uuidv7()")),
+    Column("job_id", UUID, ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
+    Column("parent_id", UUID, ForeignKey("shards.id", ondelete="CASCADE")),
+    Column("ordinal", Integer, nullable=False),  # the order of claims within the job
+    Column("state", Text, nullable=False),
+    Column("input_ids", ARRAY(BigInteger), nullable=False),  # longest input first
+    Column("estimated_tokens", BigInteger, nullable=False),
+    Column("attempt", Integer, nullable=False, server_default=text("0")),
+    Column("token", UUID),
+    Column("worker", Text),
+    _time("lease_expires_at"),
+    _time("not_before"),
+    _time("finished_at"),
+    _one_of("state", _SHARD_STATES),
+    CheckConstraint("(state = 'leased') = (token IS NOT NULL)", name="lease_token"),
+    Index("shards_claimable_idx", "job_id", "ordinal", postgresql_where=text("state = 'queued'")),
+    Index("shards_leased_idx", "lease_expires_at", postgresql_where=text("state = 'leased'")),
+    Index("shards_job_id_idx", "job_id"),
+)
+
+results = Table(
+    "results",
+    metadata,
+    Column("target_id", BigInteger, primary_key=True),
+    Column("input_id", BigInteger, primary_key=True),
+    Column("shard_id", UUID, nullable=False),
+    Column("truncated", Boolean, nullable=False),
+    # Exactly one of these holds the output.
+    Column("embedding", VECTOR),
+    Column("embedding_half", HALFVEC),
+    Column("embedding_bits", BIT(varying=True)),
+    Column("output", JSONB),
+    CheckConstraint("num_nonnulls(embedding, embedding_half, embedding_bits, output) = 1", name="one_output"),
+)
+
+batch_budgets = Table(
+    "batch_budgets",
+    metadata,
+    Column("model_id", BigInteger, ForeignKey("models.id", ondelete="CASCADE"), primary_key=True),
+    Column("device", Text, primary_key=True),
+    Column("budget_tokens", Integer, nullable=False),
+    Column("tokens_per_second", Double, nullable=False),
+    _time("measured_at", default=True),
+)
+
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("job_id", UUID, ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
+    Column("event", Text, nullable=False),
+    Column("url", Text, nullable=False),
+    Column("body", JSONB, nullable=False),
+    Column("state", Text, nullable=False, server_default=text("'pending'")),
+    Column("attempt", Integer, nullable=False, server_default=text("0")),
+    _time("due_at", default=True),
+    _time("created_at", default=True),
+    _time("finished_at"),
+    _one_of("state", ("pending", "delivered", "dead")),
+    Index("deliveries_due_idx", "due_at", postgresql_where=text("state = 'pending'")),
+)
+
+schedules = Table(
+    "schedules",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("name", Text, nullable=False, unique=True),
+    Column("cron", Text, nullable=False),
+    Column("timezone", Text, nullable=False),
+    Column("submission", JSONB, nullable=False),
+    _time("paused_at"),
+    _time("created_at", default=True),
+)
+
+schedule_runs = Table(
+    "schedule_runs",
+    metadata,
+    Column("schedule_id", BigInteger, ForeignKey("schedules.id", ondelete="CASCADE"), primary_key=True),
+    Column("due_at", DateTime(timezone=True), primary_key=True),
+    Column("job_id", UUID, ForeignKey("jobs.id", ondelete="SET NULL")),
+    _time("created_at", default=True),
+)
+
+compression_steps = Table(
+    "compression_steps",
+    metadata,
+    Column("job_id", UUID, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("position", SmallInteger, primary_key=True),
+    Column("step", JSONB, nullable=False),
+    Column("artifact", JSONB),
+    _time("finished_at"),
+)

@@ -1,0 +1,135 @@
+"""The micro-batcher: which rows go through the model in the next forward pass.
+
+Pure: no Celery, torch, database or sleep in it, and the clock is handed in. Rows come in blocks, one for each shard
+and target; a micro-batch is drawn from all blocks of one target, whatever their job, most urgent first, rows of
+similar length together, up to a budget of padded tokens (longest row times rows).
+"""
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+LINGER = 0.01
+"""Seconds that a block may wait for company when it alone does not fill a micro-batch."""
+
+
+@dataclass(eq=False)
+class Block:
+    """Rows of one shard that wait for the device.
+
+    Args:
+        target: What they are to be computed by; only rows of one target share a forward pass.
+        rank: The priority class, 0 for the most urgent.
+        lengths: Tokens of each row, `[n]`.
+        arrived: When it was added, in the clock of the caller.
+    """
+
+    target: Hashable
+    rank: int
+    lengths: NDArray[np.int32]
+    arrived: float = 0.0
+    order: NDArray[np.intp] = field(init=False)
+    """Rows that wait, longest first."""
+
+    def __post_init__(self) -> None:
+        self.order = np.argsort(-self.lengths, kind="stable")
+
+
+@dataclass(frozen=True)
+class Part:
+    """The rows that one block gives to a micro-batch."""
+
+    block: Block
+    rows: NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What goes through the model in one forward pass."""
+
+    target: Hashable
+    parts: list[Part]
+    real_tokens: int
+    padded_tokens: int
+    budget_tokens: int
+
+
+class MicroBatcher:
+    """Blocks in, micro-batches out.
+
+    >>> batcher = MicroBatcher()
+    >>> batcher.set_budget("t", 8)
+    >>> batcher.add(Block("t", 1, np.array([2, 4, 4, 1], dtype=np.int32)), now=0.0)
+    >>> [part.rows.tolist() for part in batcher.next(now=1.0).parts]
+    [[1, 2]]
+    >>> [part.rows.tolist() for part in batcher.next(now=1.0).parts]
+    [[0, 3]]
+    >>> batcher.next(now=1.0) is None
+    True
+    """
+
+    def __init__(self) -> None:
+        self._blocks: list[Block] = []
+        self._budgets: dict[Hashable, int] = {}
+
+    def set_budget(self, target: Hashable, tokens: int) -> None:
+        """The padded tokens that a micro-batch of the target holds; a longer row goes alone."""
+        self._budgets[target] = tokens
+
+    def add(self, block: Block, now: float) -> None:
+        """Take a block in."""
+        block.arrived = now
+        if len(block.order):
+            self._blocks.append(block)
+
+    def drop(self, block: Block) -> None:
+        """Forget what waits of a block; rows in flight are not touched."""
+        self._blocks = [other for other in self._blocks if other is not block]
+
+    def next(self, now: float) -> MicroBatch | None:
+        """The micro-batch to compute now; None when nothing waits, or what waits is worth a moment's patience."""
+        if not self._blocks:
+            return None
+        lead = min(self._blocks, key=lambda block: (block.rank, block.arrived))
+        budget = self._budgets[lead.target]
+        # Interactive rows do not wait for a pass that bulk rows have made long.
+        blocks = sorted(
+            (b for b in self._blocks if b.target == lead.target and (lead.rank > 0 or b.rank == 0)),
+            key=lambda block: (block is not lead, block.rank, block.arrived),
+        )
+        longest = int(lead.lengths[lead.order[0]])
+        room = max(budget // max(longest, 1), 1)
+        available = sum(len(block.order) for block in blocks)
+        if available < room and lead.rank > 0 and now < lead.arrived + LINGER:
+            return None
+        return self._draw(blocks, longest, room, budget)
+
+    def wake_at(self) -> float | None:
+        """When `next` may have something that it has not yet; None when nothing waits."""
+        return min((block.arrived + LINGER for block in self._blocks), default=None)
+
+    def _draw(self, blocks: list[Block], longest: int, room: int, budget: int) -> MicroBatch:
+        parts = []
+        real = count = 0
+        for block in blocks:
+            if room == 0:
+                break
+            # `order` is longest first: rows that fit under the longest stand together, from `first` on.
+            first = int(np.searchsorted(-block.lengths[block.order], -longest))
+            rows = block.order[first : first + room]
+            if len(rows):
+                block.order = np.delete(block.order, slice(first, first + len(rows)))
+                parts.append(Part(block, rows))
+                real += int(block.lengths[rows].sum())
+                count += len(rows)
+                room -= len(rows)
+        self._blocks = [block for block in self._blocks if len(block.order)]
+        return MicroBatch(
+            target=parts[0].block.target,
+            parts=parts,
+            real_tokens=real,
+            padded_tokens=longest * count,
+            budget_tokens=max(budget, longest * count),
+        )
