@@ -34,6 +34,9 @@ class Settings(BaseSettings):
     model_memory: int | None = Field(default=None, ge=1)
     """Bytes that loaded models may take on the device; 60 % of its memory when not given."""
 
+    ready_file: Path | None = None
+    """A file that a worker makes when it consumes tickets, for whoever started it to see."""
+
     lease_seconds: float = Field(default=60.0, gt=0)
     """A shard whose worker was not heard of for so long goes back to the queue."""
     tick_seconds: float = Field(default=5.0, gt=0)

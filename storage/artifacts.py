@@ -88,6 +88,7 @@ class ArtifactStore:
                     return folder
                 shutil.rmtree(partial, ignore_errors=True)
                 try:
+                    partial.mkdir()
                     for file in files:
                         self._fetch_file(file, partial / file.path)
                     shutil.rmtree(folder, ignore_errors=True)

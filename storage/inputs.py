@@ -90,10 +90,11 @@ def payloads(connection: Connection, input_ids: Sequence[int]) -> list[Any]:
     return [orjson.loads(found[input_id]) for input_id in input_ids]
 
 
-def count_cached(connection: Connection, target_id: int, digests: Sequence[bytes]) -> int:
-    """How many of the distinct payloads with these digests have a result for the target."""
+def cached(connection: Connection, target_id: int, digests: Sequence[bytes]) -> set[bytes]:
+    """Those of the payloads with these digests that have a result for the target."""
     statement = text("""
-        SELECT count(*) FROM inputs JOIN results ON results.input_id = inputs.id
+        SELECT inputs.digest FROM inputs JOIN results ON results.input_id = inputs.id
         WHERE results.target_id = :target_id AND inputs.digest = ANY(:digests)
     """).bindparams(bindparam("digests", type_=ARRAY(BYTEA)))
-    return int(connection.execute(statement, {"target_id": target_id, "digests": list(digests)}).scalar_one())
+    rows = connection.execute(statement, {"target_id": target_id, "digests": list(digests)})
+    return {bytes(digest) for digest in rows.scalars()}

@@ -282,3 +282,9 @@ def fail(connection: Connection, job_id: UUID, code: str, message: str) -> bool:
             {"id": job_id},
         )
     return failed is not None
+
+
+def target_id(connection: Connection, job_id: UUID) -> int:
+    """The target that the job computes."""
+    statement = text("SELECT target_id FROM jobs WHERE id = :id")
+    return int(connection.execute(statement, {"id": job_id}).scalar_one())

@@ -15,7 +15,7 @@ from contracts.models import ModelSpec
 Row: TypeAlias = Any
 """One input made ready for the model; only the engine that made it looks inside."""
 
-Output: TypeAlias = NDArray[np.float32] | NDArray[np.float16] | NDArray[np.uint8] | list[Any]
+Output: TypeAlias = NDArray[Any] | list[Any]
 """One entry an input: vectors `[n, d]` in float32 or float16, bits packed as `[n, d / 8]` uint8 (d is a multiple
 of 8), or JSON values."""
 

@@ -1,0 +1,153 @@
+"""A job as its caller holds it."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import pyarrow as pa
+
+from contracts.errors import JobFailed, WaitTimeout, WrongState
+from contracts.jobs import JobCounts, JobInfo
+from contracts.models import TargetSpec
+from contracts.states import JobState
+from producer.progress import ProgressBar, Silent
+from producer.results import Result, ResultReader
+from producer.writers import check_path, write_results
+from storage import jobs, models
+from storage.database import Database
+
+if TYPE_CHECKING:
+    import pandas
+
+FIRST_POLL, LAST_POLL, POLL_GROWTH = 0.05, 1.0, 1.2
+
+
+class Job:
+    """A handle on a job; what it says is as fresh as the last `refresh` or `wait`.
+
+    >>> job = client.submit("minilm", ["one text", "another"])  # doctest: +SKIP
+    >>> for result in job.wait().results():  # doctest: +SKIP
+    ...     print(result.custom_id, result.output[:3])
+    """
+
+    def __init__(self, database: Database, info: JobInfo) -> None:
+        self._database = database
+        self.info = info
+
+    @property
+    def id(self) -> UUID:
+        """The job's id."""
+        return self.info.id
+
+    @property
+    def state(self) -> JobState:
+        """Where it stands."""
+        return self.info.state
+
+    @property
+    def counts(self) -> JobCounts:
+        """How far it is."""
+        return self.info.counts
+
+    def refresh(self) -> "Job":
+        """Read the row again.
+
+        Raises:
+            JobNotFound: The job was removed.
+            DatabaseUnavailable: Postgres does not answer.
+        """
+        with self._database.transaction() as connection:
+            self.info = jobs.get(connection, self.id)
+        return self
+
+    def wait(self, timeout: float | None = None, *, progress: bool = False) -> "Job":
+        """Wait until the job is terminal.
+
+        Args:
+            timeout: Seconds to wait at most; as long as it takes when not given.
+            progress: Show a bar on stderr.
+
+        Raises:
+            JobFailed: The job as a whole could not run; the message says why.
+            WaitTimeout: It was not done in time; it goes on all the same.
+            DatabaseUnavailable: Postgres does not answer.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        pause = FIRST_POLL
+        with ProgressBar() if progress else Silent() as bar:
+            while True:
+                bar.show(self.refresh().info)
+                if self.state.terminal:
+                    break
+                if deadline is not None and time.monotonic() >= deadline:
+                    raise WaitTimeout(
+                        f"job {self.id} is {self.state} after {timeout:g} s, "
+                        f"{self.counts.waiting:,} of {self.counts.distinct:,} inputs are left; it goes on"
+                    )
+                remaining = LAST_POLL if deadline is None else max(deadline - time.monotonic(), 0)
+                time.sleep(min(pause, remaining))
+                pause = min(pause * POLL_GROWTH, LAST_POLL)
+        if self.state is JobState.FAILED:
+            raise JobFailed(f"job {self.id} failed ({self.info.error_code}): {self.info.error_message}")
+        return self
+
+    def results(self) -> Iterator[Result]:
+        """What became of each item, in input order, read as you go.
+
+        Raises:
+            WrongState: The job is not terminal yet.
+        """
+        return self._reader().items()
+
+    def to_arrow(self) -> pa.Table:
+        """All results as a table: position, custom_id, output, error_code, error_message, cached, truncated.
+
+        Raises:
+            WrongState: The job is not terminal yet.
+        """
+        reader = self._reader()
+        schema = reader.schema()
+        return pa.Table.from_batches(reader.batches(schema), schema)
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """The same as a data frame; needs pandas.
+
+        Raises:
+            WrongState: The job is not terminal yet.
+        """
+        frame: pandas.DataFrame = self.to_arrow().to_pandas()
+        return frame
+
+    def write(self, path: str | Path) -> Path:
+        """All results as a file: `.parquet`, `.jsonl` or `.csv`; it appears whole or not at all.
+
+        Raises:
+            InvalidRequest: No such format, or no such folder.
+            WrongState: The job is not terminal yet.
+        """
+        path = Path(path)
+        check_path(path)
+        reader = self._reader()
+        schema = reader.schema()
+        write_results(reader.batches(schema), schema, path)
+        return path
+
+    def _reader(self) -> ResultReader:
+        if not self.state.terminal and not self.refresh().state.terminal:
+            raise WrongState(
+                f"job {self.id} is {self.state}: wait for it with job.wait() before reading its results"
+            )
+        return ResultReader(self._database, self.id, self._target(), self.counts.items)
+
+    def _target(self) -> TargetSpec:
+        with self._database.transaction() as connection:
+            return models.get_target(connection, jobs.target_id(connection, self.id))
+
+    def __repr__(self) -> str:
+        return f"<Job {self.id} {self.state} {self.info.model} {self.counts.items:,} items>"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything that is known of the job, as JSON values."""
+        return self.info.model_dump(mode="json")

@@ -1,0 +1,144 @@
+"""Lines of input files: what a reader hands over, and the physical lines beneath it."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from contracts.canonical import MAX_ITEM_BYTES
+from contracts.errors import InvalidInput
+
+MAX_LINE_BYTES = 4 * MAX_ITEM_BYTES
+"""More than the escaped text of any item that can be taken; a line beyond is not kept in memory."""
+MAX_ID_CHARACTERS = 512
+
+_BOM = b"\xef\xbb\xbf"
+
+
+class Line(NamedTuple):
+    """One line of a file: an item, or what is wrong with it."""
+
+    where: str
+    """What names it in messages: `reviews.jsonl, line 70123`; rows of parquet count from 1."""
+    custom_id: str | None
+    value: Any
+    """The input, not yet canonicalized; None beside an error."""
+    error: InvalidInput | None
+
+    @classmethod
+    def item(cls, where: str, custom_id: Any, value: Any) -> "Line":
+        """An item, when its id is one and its input is given; else what is wrong."""
+        try:
+            custom_id = check_custom_id(custom_id)
+        except InvalidInput as error:
+            return cls.bad(where, error.reason)
+        if value is None:
+            return cls.bad(where, "the input is null: give a value, or leave the line out")
+        return cls(where, custom_id, value, None)
+
+    @classmethod
+    def bad(cls, where: str, reason: str) -> "Line":
+        """A line that cannot be taken."""
+        return cls(where, None, None, InvalidInput(reason, where))
+
+
+class RawLine(NamedTuple):
+    """One physical line."""
+
+    number: int
+    """From 1."""
+    offset: int
+    """Bytes of the file before it."""
+    data: bytes
+    """With its newline; empty when it is too long."""
+    problem: str | None
+    """Why it cannot be taken: it is too long."""
+
+    def not_text(self, error: UnicodeDecodeError) -> str:
+        """Why bytes of this line are no text, and where they stand."""
+        return (
+            f"invalid UTF-8 at byte {self.offset + error.start:,} of the file (0x{self.data[error.start]:02x}): "
+            "convert the file to UTF-8"
+        )
+
+
+def check_custom_id(value: Any) -> str | None:
+    """The caller's id of an item as text: a string or an integer; None stays None.
+
+    Raises:
+        InvalidInput: It is something else, empty, too long, or holds what Postgres cannot keep.
+    """
+    if value is None:
+        return None
+    if type(value) is int:
+        value = str(value)
+    if type(value) is not str:
+        raise InvalidInput(f"the id is of type {type(value).__name__}: give a string or an integer")
+    if not value or len(value) > MAX_ID_CHARACTERS or "\0" in value:
+        raise InvalidInput(
+            f"the id {value[:40]!a} is empty, longer than {MAX_ID_CHARACTERS} characters or holds a NUL: "
+            "change it, or leave it out"
+        )
+    return value
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[IO[bytes]]:
+    """The file, opened for reading.
+
+    Raises:
+        InvalidInput: It cannot be opened.
+    """
+    try:
+        stream = open(path, "rb")  # noqa: SIM115 - errors of the body are not errors of opening
+    except OSError as error:
+        raise InvalidInput(f"the file cannot be read: {error.strerror}", str(path)) from None
+    with stream:
+        yield stream
+
+
+def raw_lines(path: Path) -> Iterator[RawLine]:
+    """The physical lines of a file, without a byte order mark.
+
+    Raises:
+        InvalidInput: The file cannot be opened, shrinks while it is read, or its device fails.
+    """
+    number, offset = 1, 0
+    with opened(path) as stream:
+        expected = os.fstat(stream.fileno()).st_size
+        while True:
+            try:
+                data = stream.readline(MAX_LINE_BYTES)
+                skipped = _skip_rest(stream, data)
+            except OSError as error:
+                raise InvalidInput(
+                    f"the file cannot be read on: {error.strerror}", f"{path.name}, line {number}"
+                ) from None
+            end = offset + len(data) + skipped
+            if end < expected and not skipped and not data.endswith(b"\n"):
+                raise InvalidInput(
+                    f"the file had {expected:,} bytes when it was opened and ends here after {end:,}: something "
+                    "shortened it meanwhile; submit it again when nothing writes to it",
+                    f"{path.name}, line {number}",
+                )
+            if not data:
+                return
+            if skipped:
+                problem = f"the line has {end - offset:,} bytes, and an item may take {MAX_ITEM_BYTES:,}: split it"
+                yield RawLine(number, offset, b"", problem)
+            elif number == 1 and data.startswith(_BOM):
+                yield RawLine(number, len(_BOM), data[len(_BOM) :], None)
+            else:
+                yield RawLine(number, offset, data, None)
+            number, offset = number + 1, end
+
+
+def _skip_rest(stream: IO[bytes], data: bytes) -> int:
+    """Pass over what is left of a line that is too long; the number of bytes."""
+    skipped = 0
+    piece = data
+    while len(piece) == MAX_LINE_BYTES and not piece.endswith(b"\n"):
+        piece = stream.readline(MAX_LINE_BYTES)
+        skipped += len(piece)
+    return skipped

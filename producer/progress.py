@@ -1,0 +1,67 @@
+"""A live bar for a job that somebody waits for."""
+
+from typing import Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from contracts.jobs import JobInfo
+
+
+class Silent:
+    """Shows nothing."""
+
+    def show(self, info: JobInfo) -> None:
+        """Nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing."""
+
+
+class ProgressBar(Silent):
+    """A bar on stderr: inputs done, what they were, rate and time left."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            TextColumn("[bold]{task.fields[state]:<9}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[detail]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        self._task = self._progress.add_task("", total=None, state="", detail="")
+
+    def show(self, info: JobInfo) -> None:
+        """Bring the bar up to what the job says."""
+        counts = info.counts
+        parts = [
+            f"{count:,} {name}"
+            for name, count in (("cached", counts.cached), ("computed", counts.computed), ("failed", counts.failed))
+            if count
+        ]
+        self._progress.update(
+            self._task,
+            total=counts.distinct,
+            completed=counts.distinct - counts.waiting,
+            state=str(info.state),
+            detail=", ".join(parts),
+        )
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()

@@ -1,0 +1,137 @@
+"""Results on their way to the caller: items one by one, or as Arrow batches."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+import orjson
+import pyarrow as pa
+
+from contracts.models import TargetSpec
+from storage import results
+from storage.database import Database
+from storage.results import Page
+
+PAGE_ITEMS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class ItemError:
+    """Why an item has no output."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a job says of one item."""
+
+    position: int
+    """Its place in the submission, from 0."""
+    custom_id: str | None
+    output: Any
+    """A vector (numpy, `[d]`; uint8 of packed bits for `ubinary`) or a JSON value; None where there is an error."""
+    error: ItemError | None
+    cached: bool
+    """Whether a shard of another job computed it."""
+    truncated: bool
+    """Whether the input was cut to the model's limit."""
+
+
+class ResultReader:
+    """Reads the results of one job in pages, so that memory stays flat."""
+
+    def __init__(self, database: Database, job_id: UUID, target: TargetSpec, items: int) -> None:
+        self._database = database
+        self._job_id = job_id
+        self._target = target
+        self._items = items
+        self._column = results.output_column(target.model.task, target.params)
+
+    def pages(self) -> Iterator[Page]:
+        """Columns of consecutive items, in input order."""
+        for start in range(0, self._items, PAGE_ITEMS):
+            with self._database.transaction() as connection:
+                page = results.read(
+                    connection,
+                    job_id=self._job_id,
+                    target_id=self._target.id,
+                    column=self._column,
+                    start=start,
+                    stop=start + PAGE_ITEMS,
+                )
+            yield page
+
+    def items(self) -> Iterator[Result]:
+        """Item by item, in input order."""
+        for page in self.pages():
+            columns = zip(
+                page.positions.tolist(),
+                page.custom_ids,
+                page.outputs,
+                page.present.tolist(),
+                page.errors,
+                page.cached.tolist(),
+                page.truncated.tolist(),
+                strict=True,
+            )
+            for position, custom_id, output, present, error, cached, truncated in columns:
+                if isinstance(output, bytes):
+                    output = orjson.loads(output)
+                yield Result(
+                    position,
+                    custom_id,
+                    output if present else None,
+                    None if error is None else ItemError(*error),
+                    cached,
+                    truncated,
+                )
+
+    def schema(self) -> pa.Schema:
+        """The Arrow schema of `batches`; vectors are lists of a fixed size."""
+        with self._database.transaction() as connection:
+            width = results.dimensions(connection, self._target.id, self._column)
+        if self._column == "output":
+            output = pa.field("output", pa.string(), metadata={"json": "1"})
+        else:
+            scalar = {"embedding": pa.float32(), "embedding_half": pa.float16()}.get(self._column, pa.uint8())
+            output = pa.field("output", pa.list_(scalar, width or 0))
+        return pa.schema(
+            [
+                pa.field("position", pa.int64(), nullable=False),
+                pa.field("custom_id", pa.string()),
+                output,
+                pa.field("error_code", pa.string()),
+                pa.field("error_message", pa.string()),
+                pa.field("cached", pa.bool_(), nullable=False),
+                pa.field("truncated", pa.bool_(), nullable=False),
+            ]
+        )
+
+    def batches(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+        """The same as Arrow record batches of that schema."""
+        for page in self.pages():
+            yield pa.record_batch(
+                [
+                    pa.array(page.positions),
+                    pa.array(page.custom_ids, pa.string()),
+                    _output_array(page, schema.field("output").type),
+                    pa.array([error and error[0] for error in page.errors], pa.string()),
+                    pa.array([error and error[1] for error in page.errors], pa.string()),
+                    pa.array(page.cached),
+                    pa.array(page.truncated),
+                ],
+                schema=schema,
+            )
+
+
+def _output_array(page: Page, kind: pa.DataType) -> pa.Array:
+    if isinstance(page.outputs, list):
+        return pa.array(page.outputs, pa.binary()).cast(pa.string())
+    width = kind.list_size
+    values = page.outputs if page.outputs.shape[1] == width else np.zeros((len(page.outputs), width))
+    flat = pa.array(np.ascontiguousarray(values, dtype=kind.value_type.to_pandas_dtype()).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat, type=kind, mask=pa.array(~page.present))

@@ -1,0 +1,215 @@
+"""How inputs become a job: read, canonicalize, hash and store them in chunks, then seal."""
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from contracts.canonical import canonicalize, digest
+from contracts.errors import (
+    BatchmillError,
+    DuplicateCustomId,
+    EmptyJob,
+    IdempotencyConflict,
+    InvalidInput,
+)
+from contracts.models import ModelSpec
+from contracts.states import Priority
+from producer.lines import Line as Entry
+from storage import budgets, inputs, jobs, models
+from storage.database import Database
+from storage.inputs import Line
+
+log = logging.getLogger(__name__)
+
+CHUNK_LINES = 20_000
+CHUNK_BYTES = 32 * 2**20
+"""A transaction holds so many lines, or so much canonical text, whichever comes first."""
+SHARD_SECONDS = 0.75
+"""What a shard should take, on the fastest device on which the model was measured."""
+SHARD_TOKENS = 16_384
+"""What a shard holds when the model was measured nowhere yet."""
+SHARD_INPUTS = 5_000
+
+
+def entries(values: Iterable[Any]) -> Iterator[Entry]:
+    """Strings, mappings, `(custom_id, input)` pairs and lines of files as entries; others carry an error."""
+    for number, value in enumerate(values, start=1):
+        match value:
+            case Entry():
+                yield value
+            case (str() as custom_id, payload):
+                yield Entry(f"item {number}", custom_id, payload, None)
+            case str() | Mapping():
+                yield Entry(f"item {number}", None, value, None)
+            case _:
+                reason = f"expected a string, a mapping or a (custom_id, input) pair, got {type(value).__name__}"
+                where = f"item {number}"
+                yield Entry(where, None, None, InvalidInput(reason, where))
+
+
+def lines(source: Iterable[Entry], on_bad: Callable[[InvalidInput], None] | None) -> Iterator[Line]:
+    """Entries as lines with consecutive positions; bad ones are told to `on_bad` and left out.
+
+    Raises:
+        InvalidInput: An entry is bad, and there is no `on_bad`.
+        EmptyJob: There is no entry left.
+    """
+    position = 0
+    for entry in source:
+        try:
+            line = _line(entry, position)
+        except InvalidInput as error:
+            if on_bad is None:
+                raise
+            on_bad(error)
+        else:
+            yield line
+            position += 1
+    if position == 0:
+        raise EmptyJob("no inputs: a job has at least one")
+
+
+def _line(entry: Entry, position: int) -> Line:
+    if entry.error is not None:
+        raise entry.error
+    try:
+        if entry.custom_id is not None:
+            canonicalize(entry.custom_id)
+        value = dict(entry.value) if isinstance(entry.value, Mapping) else entry.value
+        payload = canonicalize(value)
+    except InvalidInput as error:
+        raise error.at(entry.where) from None
+    return Line(position, entry.custom_id, digest(payload), payload)
+
+
+def chunks(source: Iterable[Line]) -> Iterator[list[Line]]:
+    """Lines in groups that a transaction can hold."""
+    chunk: list[Line] = []
+    size = 0
+    for line in source:
+        chunk.append(line)
+        size += len(line.payload)
+        if len(chunk) >= CHUNK_LINES or size >= CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+class ContentDigest:
+    """SHA-256 over what a submission is: model, parameters, and every line."""
+
+    def __init__(self, model: ModelSpec, params: Mapping[str, Any]) -> None:
+        self._hash = hashlib.sha256(canonicalize([model.id, dict(params)]))
+
+    def update(self, chunk: Iterable[Line]) -> None:
+        """Take lines in."""
+        for line in chunk:
+            custom_id = b"" if line.custom_id is None else b"\x01" + line.custom_id.encode()
+            self._hash.update(len(custom_id).to_bytes(4, "big") + custom_id + line.digest)
+
+    def value(self) -> bytes:
+        """The digest of what was taken in so far."""
+        return self._hash.digest()
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What a caller asks for."""
+
+    model: ModelSpec
+    params: Mapping[str, Any]
+    priority: Priority
+    metadata: Mapping[str, Any]
+    idempotency_key: str | None
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A job that stands."""
+
+    job_id: UUID
+    shards: int
+    """Those that wait to be claimed for this call's sake: 0 when the job existed before."""
+
+
+def submit(database: Database, submission: Submission, source: Iterable[Line]) -> Accepted:
+    """Store a job whole, or leave nothing behind that counts.
+
+    Raises:
+        InvalidInput: A line is bad, or there is none.
+        DuplicateCustomId: Two lines share an id.
+        IdempotencyConflict: The key belongs to a job with other content.
+        DatabaseUnavailable: Postgres does not answer.
+    """
+    content = ContentDigest(submission.model, submission.params)
+    if submission.idempotency_key is not None:
+        with database.transaction() as connection:
+            holder = jobs.key_holder(connection, submission.idempotency_key)
+        if holder is not None:
+            for chunk in chunks(source):
+                content.update(chunk)
+            return _same(holder, content, submission.idempotency_key)
+    with database.transaction() as connection:
+        target_id = models.make_target(connection, submission.model, submission.params)
+        job_id = jobs.open_job(
+            connection,
+            target_id=target_id,
+            pool=submission.model.pool,
+            priority=submission.priority,
+            metadata=submission.metadata,
+        )
+    try:
+        for chunk in chunks(source):
+            content.update(chunk)
+            with database.transaction() as connection:
+                jobs.count_received(connection, job_id, len(chunk))
+                inputs.append(connection, job_id, chunk)
+        return _seal(database, submission, job_id, target_id, content)
+    except BaseException:
+        # Whatever ended it, the caller's own generator included: what was received must not count. Where even this
+        # fails, the job never leaves `receiving`, and maintenance removes it.
+        with suppress(BatchmillError), database.transaction() as connection:
+            jobs.discard(connection, job_id)
+        raise
+
+
+def _seal(
+    database: Database, submission: Submission, job_id: UUID, target_id: int, content: ContentDigest
+) -> Accepted:
+    with database.transaction() as connection:
+        key = submission.idempotency_key
+        if key is not None:
+            holder = jobs.claim_key(connection, job_id, key, content.value())
+            if holder.job_id != job_id:
+                # Someone else sealed a job under this key while this one was being received.
+                jobs.discard(connection, job_id)
+                return _same(holder, content, key)
+        if (twice := inputs.duplicate_custom_id(connection, job_id)) is not None:
+            custom_id, first, last = twice
+            raise DuplicateCustomId(
+                f"the custom id {custom_id!r} is used at least twice, by items {first + 1} and {last + 1}; "
+                "give each item an id of its own, or none"
+            )
+        speed = budgets.speed(connection, submission.model.id)
+        shards = jobs.seal(
+            connection,
+            job_id,
+            target_id,
+            shard_tokens=SHARD_TOKENS if speed is None else max(int(speed * SHARD_SECONDS), 1024),
+            shard_inputs=SHARD_INPUTS,
+        )
+    return Accepted(job_id, shards)
+
+
+def _same(holder: jobs.KeyHolder, content: ContentDigest, key: str) -> Accepted:
+    if holder.content_digest != content.value():
+        raise IdempotencyConflict(
+            f"idempotency key {key!r} belongs to job {holder.job_id}, which has other content; "
+            "use another key for other inputs"
+        )
+    return Accepted(holder.job_id, 0)

@@ -1,0 +1,41 @@
+"""`python -m stack`: the supervisor for the settings of the environment, in the foreground unless `--detach`."""
+
+import logging
+import sys
+
+from contracts.errors import BatchmillError, ConfigurationError
+from contracts.settings import load_settings
+from stack.layout import Layout
+from stack.programs import worker_and_beat
+from stack.supervisor import supervise
+
+
+def upgrade_schema(database_url: str) -> None:
+    """Bring the database up to date."""
+    from storage.schema import upgrade  # here: the fork comes before anything that may start threads
+
+    upgrade(database_url)
+
+
+def main() -> int:
+    """The exit code: 0 after an orderly end, 1 when the stack cannot run."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("stack").setLevel(logging.INFO)
+    try:
+        settings = load_settings()
+        if not settings.embedded:
+            raise ConfigurationError("BATCHMILL_DATABASE_URL is set: those servers are not this stack's to run")
+        supervise(
+            Layout.of(settings.home),
+            lambda addresses: worker_and_beat(settings, addresses),
+            upgrade_schema,
+            detach="--detach" in sys.argv[1:],
+        )
+    except BatchmillError as error:
+        logging.getLogger("stack").error("%s", error)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

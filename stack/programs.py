@@ -1,0 +1,62 @@
+"""The programs beside the servers: the worker and beat, told where everything is."""
+
+import os
+import sys
+import sysconfig
+from collections.abc import Sequence
+from pathlib import Path
+
+from contracts.settings import Settings
+from stack.layout import Layout
+from stack.processes import Program
+from stack.state import StackAddresses
+
+WORKER, BEAT = "worker", "beat"
+_READY = "BATCHMILL_READY_FILE"
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """The environment in which a child process reads these same settings and finds these same packages.
+
+    Paths become absolute, since a child has another working directory. Nothing is imported from that directory: a
+    user's folder may well hold a `worker` or a `storage` of its own.
+    """
+    values = settings.model_dump(mode="json", exclude_none=True)
+    values["home"] = str(Layout.of(settings.home).home)
+    if settings.artifacts is not None and "://" not in settings.artifacts:
+        values["artifacts"] = str(Path(settings.artifacts).absolute())
+    paths = [os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    checkout = str(Path(__file__).resolve().parent.parent)
+    if checkout not in (*paths, sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
+        paths.insert(0, checkout)
+    ours = {f"BATCHMILL_{name.upper()}": str(value) for name, value in values.items()}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("BATCHMILL_")}
+    return {**kept, **ours, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
+
+
+def worker_and_beat(settings: Settings, addresses: StackAddresses) -> Sequence[Program]:
+    """What runs on the servers, in the order in which to start it."""
+    layout = Layout.of(settings.home)
+    ready = ready_file(layout)
+    common = {
+        **environment(settings),
+        "BATCHMILL_DATABASE_URL": addresses.database_url,
+        "BATCHMILL_BROKER_URL": addresses.broker_url,
+    }
+    common.setdefault("BATCHMILL_ARTIFACTS", str(layout.artifacts))
+    return (
+        Program(
+            name=WORKER,
+            command=(sys.executable, "-m", "worker"),
+            environment={**common, _READY: str(ready)},
+            folder=layout.home,
+            stop_seconds=20.0,
+            before=lambda: ready.unlink(missing_ok=True),
+        ),
+        Program(name=BEAT, command=(sys.executable, "-m", "worker.beat"), environment=common, folder=layout.home),
+    )
+
+
+def ready_file(layout: Layout) -> Path:
+    """What the worker touches once it consumes."""
+    return layout.run / "worker.ready"

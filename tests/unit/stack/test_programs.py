@@ -1,0 +1,39 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from contracts.settings import Settings, load_settings
+from stack.programs import BEAT, WORKER, environment, worker_and_beat
+from stack.state import StackAddresses
+
+
+def test_children_read_the_same_settings_wherever_they_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", "lib")
+    monkeypatch.setenv("BATCHMILL_POOL", "other")
+    settings = Settings(home=Path("home"), artifacts="models", pool="fast", slots=7, lease_seconds=0.5)
+    child = environment(settings)
+    assert str(tmp_path / "lib") in child["PYTHONPATH"].split(os.pathsep)
+    for name in list(os.environ):
+        if name.startswith("BATCHMILL_"):
+            monkeypatch.delenv(name)
+    for name, value in child.items():
+        monkeypatch.setenv(name, value)
+    expected = settings.model_copy(update={"home": tmp_path / "home", "artifacts": str(tmp_path / "models")})
+    assert load_settings() == expected
+
+
+def test_the_worker_comes_before_beat_and_is_told_where_everything_is(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    programs = worker_and_beat(settings, StackAddresses("postgresql:///a", "redis://b"))
+    assert [program.name for program in programs] == [WORKER, BEAT]
+    for program in programs:
+        assert program.environment["BATCHMILL_DATABASE_URL"] == "postgresql:///a"
+        assert program.environment["BATCHMILL_BROKER_URL"] == "redis://b"
+        assert program.environment["BATCHMILL_ARTIFACTS"] == settings.artifacts_url
+    stale = Path(programs[0].environment["BATCHMILL_READY_FILE"])
+    stale.parent.mkdir()
+    stale.touch()
+    programs[0].before()
+    assert not stale.exists()

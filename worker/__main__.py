@@ -1,0 +1,55 @@
+"""`python -m worker`: one worker process, configured by the environment."""
+
+import logging
+import sys
+
+from tenacity import Retrying, before_sleep_log, retry_if_exception_type, stop_after_delay, wait_exponential
+
+from contracts.errors import BatchmillError, DatabaseUnavailable
+from contracts.settings import Settings, load_settings
+from storage.database import Database
+from worker.app import build
+
+log = logging.getLogger("worker")
+
+
+def run(settings: Settings) -> None:
+    """Work until SIGTERM or SIGINT."""
+    # The thread that drives the model gives way to Python in others; a long turn of theirs would leave it waiting.
+    sys.setswitchinterval(0.0005)
+    with Database(str(settings.database_url), pool_size=settings.slots + 3) as database:
+        for attempt in Retrying(
+            retry=retry_if_exception_type(DatabaseUnavailable),
+            wait=wait_exponential(multiplier=0.2, max=3),
+            stop=stop_after_delay(60),
+            before_sleep=before_sleep_log(log, logging.WARNING),
+            reraise=True,
+        ):
+            with attempt:
+                app = build(settings, database)
+        app.worker_main(
+            [
+                "worker",
+                "--pool=threads",
+                f"--concurrency={settings.slots}",
+                "--without-mingle",
+                "--without-gossip",
+                "--loglevel=WARNING",
+                f"--hostname={settings.pool}@%h.{id(app) & 0xFFFF:x}",
+            ]
+        )
+
+
+def main() -> int:
+    """Run a worker; an error that is ours is one line and exit code 1."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        run(load_settings())
+    except BatchmillError as error:
+        log.error("%s: %s", error.code, error)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

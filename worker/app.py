@@ -1,0 +1,64 @@
+"""The Celery application of a worker: two tasks, and the process that they work on."""
+
+import logging
+
+from celery import Celery
+from celery.signals import worker_ready, worker_shutdown, worker_shutting_down
+
+from contracts.errors import UnavailableError
+from contracts.settings import Settings
+from storage.broker import TICK, TICK_QUEUE, TICKET, Tickets, celery_app, queue
+from storage.database import Database
+from worker import hardware, maintenance
+from worker.process import WorkerProcess
+
+log = logging.getLogger(__name__)
+
+
+def build(settings: Settings, database: Database) -> Celery:
+    """The application, ready to consume the tickets of the pool and the ticks.
+
+    Raises:
+        ConfigurationError: A setting is wrong.
+        SchemaMismatch: The database is at another revision.
+        DatabaseUnavailable: It does not answer.
+    """
+    app = celery_app(str(settings.broker_url))
+    app.conf.task_queues = [queue(settings.pool), TICK_QUEUE]
+    tickets = Tickets(str(settings.broker_url), app)
+    process = WorkerProcess(settings, database, tickets, hardware.detect(settings))
+    process.start()
+
+    def guarded_tick() -> None:
+        try:
+            maintenance.tick(settings, database, tickets)
+        except UnavailableError as error:
+            log.warning("tick: %s", error)
+
+    @app.task(name=TICKET)  # type: ignore[untyped-decorator]
+    def ticket(pool: str) -> None:
+        try:
+            process.serve(pool)
+        except UnavailableError as error:
+            log.warning("a ticket was not served: %s", error)
+
+    @app.task(name=TICK)  # type: ignore[untyped-decorator]
+    def tick() -> None:
+        guarded_tick()
+
+    @worker_ready.connect(weak=False)  # type: ignore[untyped-decorator]
+    def ready(**_: object) -> None:
+        guarded_tick()
+        if settings.ready_file is not None:
+            settings.ready_file.touch()
+        log.info("%s serves pool %s", process.name, settings.pool)
+
+    @worker_shutting_down.connect(weak=False)  # type: ignore[untyped-decorator]
+    def shutting_down(**_: object) -> None:
+        process.drain()
+
+    @worker_shutdown.connect(weak=False)  # type: ignore[untyped-decorator]
+    def shutdown(**_: object) -> None:
+        process.stop()
+
+    return app

@@ -1,0 +1,176 @@
+"""The one thread that owns a device: it takes micro-batches from the batcher and hands results on."""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contracts.errors import ItemFailed
+from worker.batcher import Block, MicroBatch, MicroBatcher
+from worker.engines.base import Output
+from worker.forward import forward
+from worker.shards import HeldShard
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Computed:
+    """What a micro-batch gave for the rows of one shard."""
+
+    shard: HeldShard
+    rows: NDArray[np.intp]
+    """All rows, in the order of the shard."""
+    input_ids: NDArray[np.int64]
+    """Those with an output."""
+    truncated: NDArray[np.bool_]
+    outputs: Output | None
+    errors: dict[int, ItemFailed]
+    """By input id: those without."""
+    last: bool
+    """Whether every row of the shard has been through the model now."""
+
+
+class Device:
+    """Holds the shards of this process and computes them, most urgent first.
+
+    Args:
+        deliver: Takes what was computed; called from the device's thread, so it must not take long.
+    """
+
+    def __init__(self, deliver: Callable[[list[Computed]], None]) -> None:
+        self._deliver = deliver
+        self._batcher = MicroBatcher()
+        self._shards: dict[Block, HeldShard] = {}
+        self._calls: deque[tuple[Callable[[], object], Future[object]]] = deque()
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._loop, name="device", daemon=True)
+
+    def start(self) -> None:
+        """Begin to compute."""
+        self._thread.start()
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Run a function on the device's thread, between micro-batches; its result, or what it raised."""
+        future: Future[object] = Future()
+        with self._changed:
+            self._calls.append((function, future))
+            self._changed.notify()
+        return future.result()  # type: ignore[return-value]
+
+    def submit(self, shard: HeldShard, budget_tokens: int) -> None:
+        """Take a shard in; its `finished` event is set once each row has a stored result or a known error."""
+        with self._changed:
+            self._follow(shard)
+            if len(shard.input_ids) == 0:
+                shard.finished.set()
+                return
+            self._shards[shard.block] = shard
+            self._batcher.set_budget(shard.block.target, budget_tokens)
+            self._batcher.add(shard.block, time.monotonic())
+            self._changed.notify()
+
+    def _follow(self, shard: HeldShard) -> None:
+        """Leave to other shards of the same target what they compute already."""
+        alone = np.ones(len(shard.input_ids), dtype=np.bool_)
+        for other in self._shards.values():
+            if other.target.id == shard.target.id and not other.abandoned:
+                shared = alone & np.isin(shard.input_ids, other.input_ids[~other.settled])
+                if shared.any():
+                    other.followers.append((shard, frozenset(shard.input_ids[shared].tolist())))
+                    alone &= ~shared
+        shard.block.order = shard.block.order[alone[shard.block.order]]
+        shard.uncomputed = int(alone.sum())
+
+    def settle(self, computed: Iterable[Computed]) -> None:
+        """Note that results are in the database."""
+        with self._changed:
+            for part in computed:
+                part.shard.settle(part.rows, part.errors)
+            for block in [block for block, shard in self._shards.items() if shard.finished.is_set()]:
+                del self._shards[block]
+
+    def abandon(self, lost: Callable[[HeldShard], bool]) -> None:
+        """Let shards go: nothing more of them is computed, a micro-batch in flight is finished."""
+        with self._changed:
+            for block, shard in list(self._shards.items()):
+                if lost(shard):
+                    self._batcher.drop(block)
+                    shard.abandon()
+            for block in [block for block, shard in self._shards.items() if shard.abandoned]:
+                self._batcher.drop(block)
+                del self._shards[block]
+
+    def stop(self) -> None:
+        """End after the micro-batch in flight."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _loop(self) -> None:
+        while True:
+            with self._changed:
+                while not (self._stopping or self._calls) and (batch := self._next()) is None:
+                    wake_at = self._batcher.wake_at()
+                    self._changed.wait(None if wake_at is None else max(wake_at - time.monotonic(), 0.001))
+                if self._stopping:
+                    return
+                call = self._calls.popleft() if self._calls else None
+            if call is not None:
+                self._run_call(*call)
+            else:
+                assert batch is not None
+                self._deliver(self._compute(*batch))
+
+    def _next(self) -> tuple[MicroBatch, list[HeldShard]] | None:
+        batch = self._batcher.next(time.monotonic())
+        return None if batch is None else (batch, [self._shards[part.block] for part in batch.parts])
+
+    @staticmethod
+    def _run_call(function: Callable[[], object], future: Future[object]) -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:
+            future.set_exception(error)
+
+    def _compute(self, batch: MicroBatch, shards: list[HeldShard]) -> list[Computed]:
+        rows = [
+            shard.rows[row] for part, shard in zip(batch.parts, shards, strict=True) for row in part.rows.tolist()
+        ]
+        result = forward(shards[0].engine, rows, shards[0].target.params)
+        places = np.array(result.places, dtype=np.int64)
+        computed = []
+        start = 0
+        with self._changed:
+            for part, shard in zip(batch.parts, shards, strict=True):
+                stop = start + len(part.rows)
+                mine = slice(*np.searchsorted(places, [start, stop]).tolist())
+                good = part.rows[places[mine] - start]
+                shard.count(len(part.rows), batch, len(rows))
+                computed.append(
+                    Computed(
+                        shard=shard,
+                        rows=part.rows,
+                        input_ids=shard.input_ids[good],
+                        truncated=shard.truncated[good],
+                        outputs=None if result.outputs is None else result.outputs[mine],
+                        errors={
+                            int(shard.input_ids[part.rows[place - start]]): error
+                            for place, error in result.errors.items()
+                            if start <= place < stop
+                        },
+                        last=shard.uncomputed == 0,
+                    )
+                )
+                start = stop
+        return computed

@@ -1,0 +1,120 @@
+"""Texts into tokens, from several threads at once."""
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate, chain, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers.normalizers import Lowercase, Normalizer
+from tokenizers.normalizers import Sequence as NormalizerSequence
+from transformers import PretrainedConfig
+
+from contracts.errors import ItemFailed, ModelLoadFailed
+from worker.engines.base import Prepared
+from worker.loading import load_tokenizer
+
+UNLIMITED = 10**9
+"""A tokenizer that knows of no limit says that it takes more tokens than this."""
+
+
+class TextTokenizer:
+    """A tokenizer that is set up once and never changed, which is what makes it safe to share.
+
+    Args:
+        folder: Where the tokenizer's files are.
+        config: The model's, for the positions that it has.
+        max_tokens: Overrides what the two say an input may have.
+        lower_case: Whether texts are made lower case first.
+        prompt: Put before every text.
+
+    Raises:
+        ModelLoadFailed: There is no fast tokenizer, or nothing says how long an input may be.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: PretrainedConfig,
+        max_tokens: int | None = None,
+        lower_case: bool = False,
+        prompt: str = "",
+    ) -> None:
+        tokenizer = load_tokenizer(folder)
+        self.limit = max_tokens or _limit(folder, tokenizer.model_max_length, config)
+        self.pad_id: int = tokenizer.pad_token_id or 0
+        self._prompt = prompt
+        self._tokenizer = tokenizer.backend_tokenizer
+        if lower_case:
+            rest: Normalizer | None = self._tokenizer.normalizer
+            self._tokenizer.normalizer = NormalizerSequence([Lowercase(), rest]) if rest else Lowercase()
+        self._tokenizer.no_padding()
+        self._specials = self._tokenizer.num_special_tokens_to_add(False)
+        # Calling this again, for another length, raises "Already borrowed" in every thread that encodes.
+        self._tokenizer.enable_truncation(self.limit, direction=tokenizer.truncation_side)
+        if "token_type_ids" in tokenizer.model_input_names and any(self._tokenizer.encode("a").type_ids):
+            raise ModelLoadFailed(f"{folder}: token types other than 0 are not computed")
+
+    def prepare(self, payloads: Sequence[Any], params: Mapping[str, Any]) -> Prepared:
+        """Token ids of each text, in int32, special tokens included."""
+        errors = {
+            i: ItemFailed("invalid_input", f"a text was expected, not {_json_type(payload)}")
+            for i, payload in enumerate(payloads)
+            if not isinstance(payload, str)
+        }
+        texts = ["" if i in errors else payload for i, payload in enumerate(payloads)] if errors else payloads
+        if self._prompt:
+            texts = [self._prompt + text for text in texts]
+        encodings = self._tokenizer.encode_batch_fast(texts)
+        ids = [encoding.ids for encoding in encodings]
+        lengths = np.fromiter(map(len, ids), np.int32, len(ids))
+        truncated = np.zeros(len(ids), np.bool_)
+        for i in np.flatnonzero(lengths == self.limit).tolist():
+            rest = encodings[i].overflowing
+            truncated[i] = bool(rest)
+            if rest and params.get("truncate") is False:
+                tokens = self.limit + sum(len(part) - self._specials for part in rest)
+                errors[i] = ItemFailed(
+                    "too_long", f"the text has {tokens} tokens, and the model takes {self.limit} without cutting"
+                )
+        for i in np.flatnonzero(lengths == 0).tolist():
+            errors.setdefault(i, ItemFailed("invalid_input", "the text has no token that the model could take"))
+        # One array for all, and views of it: an array for each would take most of the time of this function.
+        flat = np.fromiter(chain.from_iterable(ids), np.int32, int(lengths.sum()))
+        ends = list(accumulate(lengths.tolist(), initial=0))
+        rows = [flat[start:end] for start, end in pairwise(ends)]
+        failed = list(errors)
+        lengths[failed] = 0
+        truncated[failed] = False
+        return Prepared(rows, lengths, truncated, errors)
+
+    def synthetic(self, length: int, count: int) -> list[Any]:
+        """Rows of one ordinary token again and again."""
+        token = self._tokenizer.encode("a", add_special_tokens=False).ids[0]
+        return [np.full(min(length, self.limit), token, np.int32)] * count
+
+
+def _limit(folder: Path, tokenizer_limit: int, config: PretrainedConfig) -> int:
+    """Tokens that an input may have: the smaller of the tokenizer's limit and the model's positions."""
+    positions = getattr(config, "max_position_embeddings", None)
+    limit = min(tokenizer_limit, positions) if isinstance(positions, int) and positions > 0 else tokenizer_limit
+    if limit > UNLIMITED:
+        raise ModelLoadFailed(
+            f"{folder}: nothing says how long an input may be; set model_max_length in tokenizer_config.json"
+        )
+    return limit
+
+
+def _json_type(payload: Any) -> str:
+    """The payload's type, as JSON names it."""
+    match payload:
+        case None:
+            return "null"
+        case bool():
+            return "a boolean"
+        case int() | float():
+            return "a number"
+        case list():
+            return "an array"
+        case _:
+            return "an object"

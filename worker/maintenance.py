@@ -1,0 +1,39 @@
+"""What a tick does: expired leases go back, dead submissions are removed, tickets are topped up."""
+
+import logging
+from datetime import timedelta
+
+from contracts.settings import Settings
+from storage import jobs, shards
+from storage.broker import Tickets
+from storage.database import Database
+
+log = logging.getLogger(__name__)
+
+
+def tick(settings: Settings, database: Database, tickets: Tickets) -> None:
+    """Carry out what is due; any number of ticks, from any number of workers at once, is harmless.
+
+    Raises:
+        UnavailableError: The database or the broker does not answer; the next tick tries again.
+    """
+    with database.transaction() as connection:
+        if rescued := shards.rescue(connection):
+            log.warning("%d expired leases went back to the queue", len(rescued))
+    with database.transaction() as connection:
+        for job_id in jobs.discard_abandoned(connection, timedelta(seconds=settings.abandon_seconds)):
+            log.warning("job %s was removed: its client stopped sending", job_id)
+    top_up(settings, database, tickets)
+
+
+def top_up(settings: Settings, database: Database, tickets: Tickets) -> None:
+    """Make up for tickets that were lost.
+
+    Raises:
+        UnavailableError: The database or the broker does not answer.
+    """
+    with database.transaction() as connection:
+        claimable = shards.claimable(connection)
+    for pool, count in claimable.items():
+        if published := tickets.top_up(pool, count, settings.ticket_window):
+            log.info("%d tickets for pool %s", published, pool)

@@ -1,0 +1,100 @@
+"""Models in memory: loaded once, pinned from claim to close, the least recently used leaves first."""
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from contracts.errors import ModelTooLarge
+from contracts.models import ModelSpec
+from storage.budgets import Budget
+from storage.shards import Capacity
+from worker.engines.base import Engine
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class Resident:
+    """A model that is in memory, or on its way there."""
+
+    model: ModelSpec
+    bytes: int
+    """As estimated until it is loaded, then as measured."""
+    pins: int = 0
+    loaded: tuple[Engine, Budget] | None = None
+    loading: threading.Lock = field(default_factory=threading.Lock)
+
+
+class ModelCache:
+    """Keeps models in memory up to a limit.
+
+    Args:
+        limit: Bytes that models may take together.
+        load: Loads one and tells its budget; raises a ModelError or an ArtifactError.
+    """
+
+    def __init__(self, limit: int, load: Callable[[ModelSpec], tuple[Engine, Budget]]) -> None:
+        self.limit = limit
+        self._load = load
+        self._residents: OrderedDict[int, Resident] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def capacity(self) -> Capacity:
+        """What could be claimed now: models that are here, or that fit once unpinned ones have left."""
+        with self._lock:
+            pinned = sum(resident.bytes for resident in self._residents.values() if resident.pins)
+            return Capacity(loaded=list(self._residents), free_bytes=self.limit - pinned, total_bytes=self.limit)
+
+    def pin(self, model: ModelSpec) -> Resident:
+        """Keep a model from leaving, and make room for it when it is not there yet.
+
+        Raises:
+            ModelTooLarge: It does not fit even by itself.
+        """
+        with self._lock:
+            resident = self._residents.get(model.id)
+            if resident is None:
+                self._make_room(model)
+                resident = self._residents[model.id] = Resident(model, model.memory_bytes)
+            self._residents.move_to_end(model.id)
+            resident.pins += 1
+            return resident
+
+    def load(self, resident: Resident) -> tuple[Engine, Budget]:
+        """A pinned model with its budget; the first caller loads it, the others wait.
+
+        Raises:
+            ModelError: It cannot be loaded.
+            ArtifactError: Its files cannot be had.
+        """
+        with resident.loading:
+            if resident.loaded is None:
+                engine, budget = self._load(resident.model)
+                resident.loaded = engine, budget
+                with self._lock:
+                    resident.bytes = engine.memory_bytes
+            return resident.loaded
+
+    def unpin(self, resident: Resident) -> None:
+        """Let a model leave when its room is needed; one that could not be loaded leaves at once."""
+        with self._lock:
+            resident.pins -= 1
+            if resident.pins == 0 and resident.loaded is None:
+                self._residents.pop(resident.model.id, None)
+
+    def _make_room(self, model: ModelSpec) -> None:
+        if model.memory_bytes > self.limit:
+            raise ModelTooLarge(
+                f"{model.reference} needs about {model.memory_bytes:,} bytes of memory, models may take "
+                f"{self.limit:,} here: quantize it further, or raise BATCHMILL_MODEL_MEMORY"
+            )
+        used = sum(resident.bytes for resident in self._residents.values())
+        for resident in list(self._residents.values()):
+            if used + model.memory_bytes <= self.limit:
+                return
+            if resident.pins == 0:
+                used -= resident.bytes
+                del self._residents[resident.model.id]
+                log.info("%s leaves memory for %s", resident.model.reference, model.reference)
