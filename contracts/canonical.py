@@ -102,7 +102,7 @@ def _check_array(value: list[Any] | tuple[Any, ...], depth: int) -> int:
     size = 2
     index = 0
     try:
-        for index, item in enumerate(value):
+        for index, item in enumerate(value):  # noqa: B007 - the path names it
             size += _check(item, depth)
             if size > MAX_ITEM_BYTES:
                 raise _Refused(_too_large(size))

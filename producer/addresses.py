@@ -20,10 +20,11 @@ def resolve(settings: Settings) -> Settings:
     """
     if not settings.embedded:
         return settings
-    environment = {**os.environ, "BATCHMILL_HOME": str(settings.home)}
-    found = subprocess.run(
-        [sys.executable, "-m", "stack.ensure"], env=environment, capture_output=True, check=False
-    )
+    # Safe path: a folder of the caller's may well hold a `stack` of its own.
+    environment = {**os.environ, "BATCHMILL_HOME": str(settings.home), "PYTHONSAFEPATH": "1"}
+    if settings.artifacts is not None:
+        environment["BATCHMILL_ARTIFACTS"] = settings.artifacts
+    found = subprocess.run([sys.executable, "-m", "stack.ensure"], env=environment, capture_output=True, check=False)
     if found.returncode != 0:
         raise StackError(found.stderr.decode(errors="replace").strip() or "the embedded stack does not start")
     return settings.model_copy(update=orjson.loads(found.stdout))

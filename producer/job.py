@@ -136,9 +136,7 @@ class Job:
 
     def _reader(self) -> ResultReader:
         if not self.state.terminal and not self.refresh().state.terminal:
-            raise WrongState(
-                f"job {self.id} is {self.state}: wait for it with job.wait() before reading its results"
-            )
+            raise WrongState(f"job {self.id} is {self.state}: wait for it with job.wait() before reading its results")
         return ResultReader(self._database, self.id, self._target(), self.counts.items)
 
     def _target(self) -> TargetSpec:

@@ -24,7 +24,7 @@ SUFFIXES = (".jsonl", ".txt", ".csv", ".parquet")
 _LONG_NUMBER = re.compile(rb"\d{19}")
 
 
-def read(path: Path, *, id_column: str | None = None, input_column: str | None = None) -> Iterator[Line]:
+def read(path: str | Path, *, id_column: str | None = None, input_column: str | None = None) -> Iterator[Line]:
     """The lines of a file.
 
     - `.jsonl`: a bare value, or an object with the keys `input` and, where wanted, `id`, and no other. Blank lines
@@ -42,6 +42,7 @@ def read(path: Path, *, id_column: str | None = None, input_column: str | None =
         InvalidRequest: The suffix is unknown, or columns are named for a file that has none.
         InvalidInput: The file cannot be opened or lacks a column; while reading: it ends early or is damaged.
     """
+    path = Path(path)
     match path.suffix.lower():
         case ".jsonl":
             lines = _read_jsonl(path, id_column or "id", input_column or "input")

@@ -93,7 +93,7 @@ class ResultReader:
     def schema(self) -> pa.Schema:
         """The Arrow schema of `batches`; vectors are lists of a fixed size."""
         with self._database.transaction() as connection:
-            width = results.dimensions(connection, self._target.id, self._column)
+            width = results.dimensions(connection, job_id=self._job_id, target_id=self._target.id, column=self._column)
         if self._column == "output":
             output = pa.field("output", pa.string(), metadata={"json": "1"})
         else:

@@ -178,9 +178,7 @@ def submit(database: Database, submission: Submission, source: Iterable[Line]) -
         raise
 
 
-def _seal(
-    database: Database, submission: Submission, job_id: UUID, target_id: int, content: ContentDigest
-) -> Accepted:
+def _seal(database: Database, submission: Submission, job_id: UUID, target_id: int, content: ContentDigest) -> Accepted:
     with database.transaction() as connection:
         key = submission.idempotency_key
         if key is not None:

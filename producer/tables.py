@@ -30,23 +30,23 @@ def read_csv(path: Path, id_column: str | None, input_column: str) -> Iterator[L
         header = next(rows, [])
     except csv.Error as error:
         raise InvalidInput(f"the header is not CSV: {error}", f"{path.name}, line 1") from None
-    if texts.problem is not None:
-        raise InvalidInput(texts.problem, f"{path.name}, line 1")
+    if (problem := texts.take_problem()) is not None:
+        raise InvalidInput(problem, f"{path.name}, line 1")
     id_column, input_column = _find_columns(path.name, header, id_column, input_column)
     id_index = None if id_column is None else header.index(id_column)
     input_index = header.index(input_column)
     while True:
         where = f"{path.name}, line {rows.line_num + 1}"
-        texts.problem = None
         try:
             row = next(rows)
         except StopIteration:
             return
         except csv.Error as error:
+            texts.take_problem()
             yield Line.bad(where, f"not CSV, read to line {rows.line_num}: {error}; is a quote not closed or doubled?")
             continue
-        if texts.problem is not None:
-            yield Line.bad(where, texts.problem)
+        if (problem := texts.take_problem()) is not None:
+            yield Line.bad(where, problem)
         elif row and len(row) != len(header):
             yield Line.bad(where, f"{len(row)} fields, and the header has {len(header)}: quote fields with commas")
         elif row:
@@ -61,12 +61,14 @@ def read_parquet(path: Path, id_column: str | None, input_column: str) -> Iterat
     """
     number = 0
     try:
-        with opened(path) as stream, pq.ParquetFile(stream, buffer_size=_BUFFER_BYTES) as file:
+        # Without pre_buffer a row group, which may be the whole file, is read by the buffer and not at once.
+        options = {"buffer_size": _BUFFER_BYTES, "pre_buffer": False}
+        with opened(path) as stream, pq.ParquetFile(stream, **options) as file:
             schema = file.schema_arrow
             id_column, input_column = _find_columns(path.name, schema.names, id_column, input_column)
             _check_types(path.name, schema, id_column, input_column)
             columns = [input_column] if id_column is None else [id_column, input_column]
-            for batch in file.iter_batches(batch_size=_ROWS, columns=columns, use_threads=False):
+            for batch in file.iter_batches(batch_size=_ROWS, columns=columns):
                 ids = [None] * len(batch) if id_column is None else _values(batch.column(id_column))
                 for custom_id, value in zip(ids, _values(batch.column(input_column)), strict=True):
                     number += 1
@@ -91,22 +93,25 @@ class _Texts:
 
     def __init__(self, raws: Iterator[RawLine]) -> None:
         self._raws = raws
-        self.problem: str | None = None
+        self._problem: str | None = None
+
+    def take_problem(self) -> str | None:
+        """What was wrong since the last call."""
+        problem, self._problem = self._problem, None
+        return problem
 
     def __iter__(self) -> Iterator[str]:
         for raw in self._raws:
-            self.problem = self.problem or raw.problem
+            self._problem = self._problem or raw.problem
             try:
                 yield raw.data.decode()
             except UnicodeDecodeError as error:
-                self.problem = self.problem or raw.not_text(error)
+                self._problem = self._problem or raw.not_text(error)
                 # The row is refused as a whole; its quotes still say where it ends.
                 yield raw.data.decode(errors="replace")
 
 
-def _find_columns(
-    name: str, columns: list[str], id_column: str | None, input_column: str
-) -> tuple[str | None, str]:
+def _find_columns(name: str, columns: list[str], id_column: str | None, input_column: str) -> tuple[str | None, str]:
     """The id's column, where there is one, and the input's.
 
     Raises:

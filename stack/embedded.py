@@ -16,7 +16,7 @@ from stack import postgres, valkey
 from stack.layout import Layout
 from stack.locks import held, hold
 from stack.processes import end, end_orphans, tail
-from stack.programs import environment, ready_file
+from stack.programs import WORKER, environment, ready_file
 from stack.servers import LOCK_SECONDS
 from stack.state import ChildState, StackAddresses, StackState, read_state
 
@@ -83,13 +83,13 @@ def down(settings: Settings, seconds: float = 30.0) -> bool:
     """End the stack of this home and whatever a killed supervisor left of it; False when nothing ran.
 
     Raises:
-        StackError: The home is held by a process that is no supervisor.
+        StackError: The home is another user's, or is held by a process that is no supervisor.
     """
     layout = Layout.of(settings.home)
-    if not layout.supervisor_lock.exists():
-        return False
     deadline = time.monotonic() + seconds
     running = held(layout.supervisor_lock)
+    if not layout.run.exists():
+        return False
     if running and (supervisor := _supervisor(layout)):
         end([(supervisor, signal.SIGTERM)], max(0.0, deadline - time.monotonic()))
     with hold(layout.supervisor_lock, LOCK_SECONDS):
@@ -102,15 +102,15 @@ def status(settings: Settings) -> StackStatus:
     """What runs under this home now; it starts nothing."""
     layout = Layout.of(settings.home)
     state = _living(layout)
-    answering = state is not None and _answering(layout) is not None
+    children = tuple(state.children) if state else ()
     return StackStatus(
         home=layout.home,
         running=state is not None,
-        ready=answering,
-        worker_ready=answering and ready_file(layout).exists(),
+        ready=_answering(layout) is not None,
+        worker_ready=any(child.name == WORKER and child.pid for child in children) and ready_file(layout).exists(),
         supervisor_pid=state.supervisor.pid if state else None,
         addresses=state.addresses if state else None,
-        children=tuple(state.children) if state else (),
+        children=children,
     )
 
 
@@ -146,7 +146,8 @@ def _answering(layout: Layout) -> StackAddresses | None:
     if not (state and state.ready and postgres.answers(state.database_url) and valkey.answers(state.broker_url)):
         return None
     # Asked again, since servers outlive a killed supervisor for a moment, and then end.
-    return state.addresses if _living(layout) == state else None
+    again = _living(layout)
+    return state.addresses if again and again.supervisor == state.supervisor else None
 
 
 def _supervisor(layout: Layout) -> psutil.Process | None:

@@ -4,7 +4,7 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from contracts.errors import StackError
@@ -43,14 +43,29 @@ def hold_for_life(path: Path, seconds: float) -> int:
 
 
 def held(path: Path) -> bool:
-    """Whether someone holds the lock now."""
-    with suppress(FileNotFoundError):
+    """Whether someone holds the lock now.
+
+    Raises:
+        StackError: The lock is another user's.
+    """
+    try:
         descriptor = os.open(path, os.O_RDWR)
-        try:
-            return not _try(descriptor, fcntl.LOCK_SH)
-        finally:
-            os.close(descriptor)
-    return False
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except PermissionError:
+        raise StackError(f"{path} belongs to another user: run as that user, or set BATCHMILL_HOME") from None
+    try:
+        return not _try(descriptor, fcntl.LOCK_SH)
+    finally:
+        os.close(descriptor)
+
+
+def lost(path: Path, descriptor: int) -> bool:
+    """Whether a lock that is held has been removed, so that someone else can take a new one in its place."""
+    try:
+        return not os.path.samestat(path.stat(), os.fstat(descriptor))
+    except OSError:
+        return True
 
 
 def _try(descriptor: int, kind: int) -> bool:

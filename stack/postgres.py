@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import subprocess
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -140,7 +141,12 @@ class Postgres:
             group=self._account.group,
         )
         with log.open("wb") as output:
-            code = spawn(program, output.fileno()).wait(_INITDB_SECONDS)
+            process = spawn(program, output.fileno())
+        try:
+            code = process.wait(_INITDB_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            code = process.wait()
         if code != 0:
             raise StackError(f"initdb ended with code {code}:\n{tail(log)}")
         draft.replace(self._data)

@@ -68,7 +68,6 @@ class Child:
     def __init__(self, program: Program, layout: Layout) -> None:
         self.program = program
         self.log = layout.logs / f"{program.name}.log"
-        self._pid_file = layout.run / f"{program.name}.pid"
         program.before()
         _rotate(self.log)
         self.log_start = self.log.stat().st_size if self.log.exists() else 0
@@ -76,7 +75,7 @@ class Child:
         with self.log.open("ab") as log:
             self._popen = spawn(program, log.fileno())
         identity = Identity.of(self._popen.pid)
-        write_whole(self._pid_file, _Record(identity=identity, stop_signal=program.stop_signal))
+        write_whole(layout.run / f"{program.name}.pid", _Record(identity=identity, stop_signal=program.stop_signal))
 
     @property
     def pid(self) -> int:
@@ -117,7 +116,6 @@ class Child:
         if self._popen.returncode is None:
             end([(psutil.Process(self.pid), self.program.stop_signal)], seconds)
             self._reap()
-        self._pid_file.unlink(missing_ok=True)
 
     def _reap(self) -> None:
         with suppress(ProcessLookupError):

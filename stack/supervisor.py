@@ -9,7 +9,7 @@ from types import FrameType
 
 from contracts.errors import StackError
 from stack.layout import Layout
-from stack.locks import hold_for_life
+from stack.locks import hold_for_life, lost
 from stack.processes import Child, Program, StopAsked, end_orphans
 from stack.servers import LOCK_SECONDS, Servers
 from stack.state import ChildState, Identity, StackAddresses, StackState, write_whole
@@ -76,10 +76,11 @@ class _Watch:
 
 
 class Supervisor:
-    """Runs one home's stack until SIGTERM or SIGINT; the caller holds the home's lock and has ended orphans.
+    """Runs one home's stack until SIGTERM or SIGINT, or until the home is removed.
 
     Args:
-        layout: The home, prepared.
+        layout: The home, prepared, in which no orphan runs.
+        lock: The descriptor of the home's lock, held.
         programs: What to run on the servers, given where these listen.
         upgrade: Brings the schema at a database's address up to date.
     """
@@ -87,10 +88,12 @@ class Supervisor:
     def __init__(
         self,
         layout: Layout,
+        lock: int,
         programs: Callable[[StackAddresses], Sequence[Program]],
         upgrade: Callable[[str], None],
     ) -> None:
         self._layout = layout
+        self._lock = lock
         self._programs = programs
         self._upgrade = upgrade
         self._watches: list[_Watch] = []
@@ -107,6 +110,9 @@ class Supervisor:
         try:
             addresses = self._start()
             while not self._stop_asked:
+                if self._homeless:
+                    log.warning("%s was removed", self._layout.home)
+                    return
                 changes = [watch.tend() for watch in self._watches]
                 if any(changes):
                     self._write(addresses, ready=True)
@@ -142,7 +148,13 @@ class Supervisor:
                 deadline += watch.child.program.stop_seconds
                 log.info("ending %s", watch.child.program.name)
                 watch.child.stop(max(0.0, deadline - time.monotonic()))
-        self._layout.state_file.unlink(missing_ok=True)
+        if not self._homeless:
+            self._layout.state_file.unlink(missing_ok=True)
+
+    @property
+    def _homeless(self) -> bool:
+        """Whether the home is gone, or another supervisor's by now."""
+        return lost(self._layout.supervisor_lock, self._lock)
 
     def _ask_to_stop(self, number: int, _: FrameType | None) -> None:
         self._stop_asked = True
@@ -173,8 +185,8 @@ def supervise(
         StackError: Another supervisor runs, or the servers do not come up.
     """
     layout.prepare()
-    hold_for_life(layout.supervisor_lock, LOCK_SECONDS)
+    lock = hold_for_life(layout.supervisor_lock, LOCK_SECONDS)
     if detach and os.fork():
         return  # the child has the lock
     end_orphans(layout)
-    Supervisor(layout, programs, upgrade).run()
+    Supervisor(layout, lock, programs, upgrade).run()

@@ -38,9 +38,7 @@ def celery_app(broker_url: str) -> Celery:
     """
     scheme = broker_url.partition(":")[0]
     if scheme not in _SCHEMES:
-        raise ConfigurationError(
-            f"BATCHMILL_BROKER_URL: {scheme!r} is not a broker; use one of {', '.join(_SCHEMES)}"
-        )
+        raise ConfigurationError(f"BATCHMILL_BROKER_URL: {scheme!r} is not a broker; use one of {', '.join(_SCHEMES)}")
     app = Celery("batchmill", broker=broker_url, set_as_current=False)
     redis = "amqp" not in scheme
     app.conf.update(

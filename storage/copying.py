@@ -18,9 +18,7 @@ def _driver(connection: Connection) -> psycopg.Connection[Any]:
     return driver
 
 
-def copy_rows(
-    connection: Connection, table: str, columns: Mapping[str, str], rows: Iterable[Sequence[Any]]
-) -> None:
+def copy_rows(connection: Connection, table: str, columns: Mapping[str, str], rows: Iterable[Sequence[Any]]) -> None:
     """Append rows to a table.
 
     Args:

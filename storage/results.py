@@ -195,8 +195,8 @@ def _decode_vectors(raw: list[bytes | None], column: str) -> NDArray[Any]:
     return np.ascontiguousarray(body).view(stored).astype(stored.newbyteorder("="))
 
 
-def dimensions(connection: Connection, target_id: int, column: str) -> int | None:
-    """How wide the vectors of a target are (in bytes for packed bits); None while it has none."""
+def dimensions(connection: Connection, *, job_id: UUID, target_id: int, column: str) -> int | None:
+    """How wide the vectors of a job are (in bytes for packed bits); None when it has none."""
     if column == "output":
         return None
     measure = {
@@ -204,9 +204,11 @@ def dimensions(connection: Connection, target_id: int, column: str) -> int | Non
         "embedding_half": "vector_dims(embedding_half)",
         "embedding_bits": "(length(embedding_bits) + 7) / 8",
     }[column]
-    return connection.execute(
-        text(f"SELECT {measure} FROM results WHERE target_id = :target_id LIMIT 1"), {"target_id": target_id}
-    ).scalar_one_or_none()
+    statement = text(f"""
+        SELECT {measure} FROM items JOIN results USING (input_id)
+        WHERE items.job_id = :job_id AND results.target_id = :target_id LIMIT 1
+    """)
+    return connection.execute(statement, {"job_id": job_id, "target_id": target_id}).scalar_one_or_none()
 
 
 def shard_bytes(shard_id: UUID) -> NDArray[np.uint8]:

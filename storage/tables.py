@@ -189,8 +189,9 @@ shards = Table(
 results = Table(
     "results",
     metadata,
-    Column("target_id", BigInteger, primary_key=True),
+    # Input first: the planner cannot be led to scan a target that is newer than its statistics.
     Column("input_id", BigInteger, primary_key=True),
+    Column("target_id", BigInteger, primary_key=True),
     Column("shard_id", UUID, nullable=False),
     Column("truncated", Boolean, nullable=False),
     # Exactly one of these holds the output.

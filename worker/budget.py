@@ -13,6 +13,8 @@ LENGTH = 64
 PASSES = 3
 PATIENCE = 2.0
 """Seconds: a pass that takes longer is not doubled any more."""
+DECLINES = 2
+"""Sizes in a row that are clearly slower than the best before the search ends: one may be an accident."""
 SLACK = 0.97
 """The smallest budget that reaches this share of the best speed is taken: small passes wait less."""
 
@@ -25,12 +27,13 @@ def measure(engine: Engine, params: Mapping[str, Any], clock: Callable[[], float
     """
     engine.run(engine.synthetic(LENGTH, 1), params)  # the first pass pays for what libraries put off until then
     speeds: dict[int, float] = {}
-    tokens = SMALLEST
+    tokens, declines = SMALLEST, 0
     while tokens <= LARGEST:
         rows = engine.synthetic(LENGTH, max(tokens // LENGTH, 1))
         fastest = min(_seconds(engine, rows, params, clock) for _ in range(PASSES))
         speeds[tokens] = tokens / max(fastest, 1e-9)
-        if fastest > PATIENCE or speeds[tokens] < 0.9 * max(speeds.values()):
+        declines = declines + 1 if speeds[tokens] < 0.9 * max(speeds.values()) else 0
+        if fastest > PATIENCE or declines == DECLINES:
             break
         tokens *= 2
     best = max(speeds.values())

@@ -144,9 +144,7 @@ class Device:
             future.set_exception(error)
 
     def _compute(self, batch: MicroBatch, shards: list[HeldShard]) -> list[Computed]:
-        rows = [
-            shard.rows[row] for part, shard in zip(batch.parts, shards, strict=True) for row in part.rows.tolist()
-        ]
+        rows = [shard.rows[row] for part, shard in zip(batch.parts, shards, strict=True) for row in part.rows.tolist()]
         result = forward(shards[0].engine, rows, shards[0].target.params)
         places = np.array(result.places, dtype=np.int64)
         computed = []

@@ -60,16 +60,14 @@ def _item_failed(error: Exception) -> ItemFailed:
     return ItemFailed("engine_error", f"{type(error).__name__}: {reason}"[:2000])
 
 
-def _without_non_finite(
-    places: list[int], outputs: Output, errors: dict[int, ItemFailed]
-) -> tuple[list[int], Output]:
+def _without_non_finite(places: list[int], outputs: Output, errors: dict[int, ItemFailed]) -> tuple[list[int], Output]:
     finite: list[bool]
     if isinstance(outputs, list):
         finite = [_finite(value) for value in outputs]
     elif outputs.dtype == np.uint8:
         return places, outputs
     else:
-        finite = np.isfinite(outputs).all(axis=1).tolist()
+        finite = list(map(bool, np.isfinite(outputs).all(axis=1)))
     if all(finite):
         return places, outputs
     for place, good in zip(places, finite, strict=True):

@@ -4,11 +4,11 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from huggingface_hub import constants as hub
-from transformers import AutoConfig, AutoModel, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoTokenizer, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 from transformers import logging as transformers_logging
 from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
@@ -33,7 +33,7 @@ def load_module(folder: Path, quantization: Quantization, device: str) -> PreTra
     """
     with _quiet(), _failing(folder):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        stored = stored_quantization(config)
+        stored = _stored_quantization(folder, config)
         if stored not in (None, quantization):
             raise ModelLoadFailed(f"{folder}: the weights are stored as {stored}; register the model as that")
         module, report = AutoModel.from_pretrained(
@@ -63,6 +63,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         if not isinstance(tokenizer, PreTrainedTokenizerFast):
             raise ModelLoadFailed(f"{folder}: {type(tokenizer).__name__} is no fast tokenizer; add tokenizer.json")
+        # Without its files the library makes one up that knows no word.
+        if len(tokenizer) <= len(tokenizer.all_special_ids):
+            raise ModelLoadFailed(f"{folder}: the tokenizer has no vocabulary; add tokenizer.json")
         return tokenizer
 
 
@@ -75,7 +78,7 @@ def weight_bytes(module: torch.nn.Module) -> int:
     return sum(storages.values())
 
 
-def stored_quantization(config: Any) -> Quantization | None:
+def _stored_quantization(folder: Path, config: PretrainedConfig) -> Quantization | None:
     """How bitsandbytes quantized the weights in the files, or nothing where they are plain.
 
     Raises:
@@ -85,7 +88,7 @@ def stored_quantization(config: Any) -> Quantization | None:
     if stored is None:
         return None
     if stored.get("quant_method") != "bitsandbytes":
-        raise ModelLoadFailed(f"weights quantized by {stored.get('quant_method')!r}: only bitsandbytes' are loaded")
+        raise ModelLoadFailed(f"{folder}: weights quantized by {stored.get('quant_method')!r}, not by bitsandbytes")
     if stored.get("load_in_8bit"):
         return Quantization.INT8
     double = "-double" if stored.get("bnb_4bit_use_double_quant") else ""

@@ -104,8 +104,6 @@ def _gather(target_id: int, parts: list[Computed]) -> results.NewResults:
         ),
         truncated=np.concatenate([part.truncated for part in parts]),
         outputs=(
-            [value for part in outputs for value in part]
-            if isinstance(outputs[0], list)
-            else np.concatenate(outputs)
+            [value for part in outputs for value in part] if isinstance(outputs[0], list) else np.concatenate(outputs)
         ),
     )

@@ -54,8 +54,8 @@ def upgrade() -> None:
     )
     op.create_table(
         "results",
-        sa.Column("target_id", sa.BigInteger(), nullable=False),
         sa.Column("input_id", sa.BigInteger(), nullable=False),
+        sa.Column("target_id", sa.BigInteger(), nullable=False),
         sa.Column("shard_id", sa.UUID(), nullable=False),
         sa.Column("truncated", sa.Boolean(), nullable=False),
         sa.Column("embedding", pgvector.sqlalchemy.VECTOR(), nullable=True),
@@ -63,10 +63,9 @@ def upgrade() -> None:
         sa.Column("embedding_bits", postgresql.BIT(varying=True), nullable=True),
         sa.Column("output", postgresql.JSONB(), nullable=True),
         sa.CheckConstraint(
-            "num_nonnulls(embedding, embedding_half, embedding_bits, output) = 1",
-            name=op.f("results_one_output_check"),
+            "num_nonnulls(embedding, embedding_half, embedding_bits, output) = 1", name=op.f("results_one_output_check")
         ),
-        sa.PrimaryKeyConstraint("target_id", "input_id", name=op.f("results_pkey")),
+        sa.PrimaryKeyConstraint("input_id", "target_id", name=op.f("results_pkey")),
     )
     op.create_table(
         "schedules",
@@ -198,9 +197,7 @@ def upgrade() -> None:
         sa.Column("due_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("job_id", sa.UUID(), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["job_id"], ["jobs.id"], name=op.f("schedule_runs_job_id_fkey"), ondelete="SET NULL"
-        ),
+        sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("schedule_runs_job_id_fkey"), ondelete="SET NULL"),
         sa.ForeignKeyConstraint(
             ["schedule_id"], ["schedules.id"], name=op.f("schedule_runs_schedule_id_fkey"), ondelete="CASCADE"
         ),
@@ -226,18 +223,14 @@ def upgrade() -> None:
             "state IN ('queued', 'leased', 'done', 'cancelled', 'split')", name=op.f("shards_state_check")
         ),
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("shards_job_id_fkey"), ondelete="CASCADE"),
-        sa.ForeignKeyConstraint(
-            ["parent_id"], ["shards.id"], name=op.f("shards_parent_id_fkey"), ondelete="CASCADE"
-        ),
+        sa.ForeignKeyConstraint(["parent_id"], ["shards.id"], name=op.f("shards_parent_id_fkey"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("id", name=op.f("shards_pkey")),
     )
     op.create_index(
         "shards_claimable_idx", "shards", ["job_id", "ordinal"], postgresql_where=sa.text("state = 'queued'")
     )
     op.create_index("shards_job_id_idx", "shards", ["job_id"])
-    op.create_index(
-        "shards_leased_idx", "shards", ["lease_expires_at"], postgresql_where=sa.text("state = 'leased'")
-    )
+    op.create_index("shards_leased_idx", "shards", ["lease_expires_at"], postgresql_where=sa.text("state = 'leased'"))
 
 
 def downgrade() -> None:

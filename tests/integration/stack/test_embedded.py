@@ -144,6 +144,18 @@ def test_a_failed_start_says_why_and_leaves_nothing(
     assert start(home)
 
 
+def test_a_stack_whose_home_is_removed_ends_and_does_not_disturb_the_next(
+    home: Path, running: Running, eventually: Eventually
+) -> None:
+    start(home)
+    old = {process.pid for process in running(home)}
+    shutil.rmtree(home)
+    write(start(home), "new")
+    eventually(lambda: old.isdisjoint(process.pid for process in running(home)))
+    assert notes(start(home)) == ["new"]
+    assert {child.restarts for child in status(Settings(home=home)).children} == {0}
+
+
 def test_servers_of_ones_own_are_not_started_here(home: Path) -> None:
     settings = Settings(home=home, database_url="postgresql://elsewhere/db", broker_url="redis://elsewhere")
     with pytest.raises(ConfigurationError, match="BATCHMILL_DATABASE_URL"):

@@ -88,7 +88,7 @@ def test_nothing_is_altered():
 
 def test_the_encoding_is_pinned():
     # These bytes decide what is found again in existing databases: a change needs a new CANONICAL_VERSION.
-    value = {"b": [1, 1.0, True, None, 1e22, 0.1], "a": "ü\n\"\\/\x7f\u2028", "é": (1, 2), "Z": -0.0}
+    value = {"b": [1, 1.0, True, None, 1e22, 0.1], "a": 'ü\n"\\/\x7f\u2028', "é": (1, 2), "Z": -0.0}
     assert canonicalize(value) == (
         '{"Z":-0.0,"a":"ü\\n\\"\\\\/\x7f\u2028","b":[1,1.0,true,null,1e+22,0.1],"é":[1,2]}'.encode()
     )

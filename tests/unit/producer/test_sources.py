@@ -38,6 +38,13 @@ def safetensors(tensors: dict[str, tuple[str, list[int], int]]) -> bytes:
     return struct.pack("<Q", len(encoded)) + encoded + bytes(offset)
 
 
+def modules(*names: str) -> str:
+    """A modules.json; the first module is the folder itself."""
+    paths = ["", *(f"{index}_{name}" for index, name in enumerate(names[1:], 1))]
+    kinds = [f"sentence_transformers.models.{name}" for name in names]
+    return json.dumps([{"type": kind, "path": path} for kind, path in zip(kinds, paths, strict=True)])
+
+
 def put(folder: Path, name: str, content: bytes | str) -> None:
     path = folder / name
     path.unlink(missing_ok=True)  # never write through the link
@@ -87,7 +94,11 @@ def test_the_libraries_own_files_are_read(tmp_path, model):
 
     (model / "model.safetensors").unlink()
     save_file(
-        {"a.weight": torch.zeros(3, 5), "b": torch.zeros(2, dtype=torch.bfloat16), "c": torch.zeros(4, dtype=torch.bool)},
+        {
+            "a.weight": torch.zeros(3, 5),
+            "b": torch.zeros(2, dtype=torch.bfloat16),
+            "c": torch.zeros(4, dtype=torch.bool),
+        },
         model / "model.safetensors",
     )
     assert look(model, Quantization.NONE).memory_bytes == 15 * 4 + 2 * 4 + 4
@@ -177,10 +188,14 @@ def test_a_header_larger_than_memory_is_not_read(model):
         ("config.json", b"\xff\xfe", r"config\.json is not JSON"),
         ("config.json", "[1]", r"config\.json is not a JSON object"),
         ("modules.json", "{}", r"modules\.json.* is not a list of modules"),
-        ("modules.json", '[{"type": "evil.Transformer", "path": ""}]', r"type evil\.Transformer"),
-        ("modules.json", '[{"type": "sentence_transformers.models.Router", "path": ""}]', "Router"),
-        ("modules.json", '[{"type": "sentence_transformers.models.Pooling", "path": "../.."}]', "leads out"),
-        ("modules.json", '[{"type": "sentence_transformers.models.Pooling", "path": "/etc"}]', "leads out"),
+        ("modules.json", modules("Router", "Pooling"), r"models\.Router"),
+        ("modules.json", modules("Transformer", "Pooling", "Dense"), r"models\.Dense"),
+        ("modules.json", modules("Transformer", "Normalize"), "Pooling, and Normalize where it follows"),
+        ("modules.json", modules("Transformer", "Pooling").replace("sentence_", "evil_"), r"evil_transformers\.models"),
+        ("modules.json", "[]", "no module"),
+        ("modules.json", modules("Transformer", "Pooling").replace("1_", "../"), "leads out"),
+        ("modules.json", modules("Transformer", "Pooling").replace("1_", "/etc/"), "leads out"),
+        ("modules.json", modules("Transformer", "Pooling").replace("1_", "9_"), r"9_Pooling/config\.json is missing"),
     ],
 )
 def test_a_folder_that_is_not_safe_or_not_whole_is_refused(model, name, content, message):
@@ -229,7 +244,7 @@ def test_folders_and_fakes_are_resolved(tmp_path, monkeypatch):
     assert resolve("model") == ResolvedSource(str(tmp_path / "model"), None, tmp_path / "model")
     assert resolve("fake:?dimensions=8") == ResolvedSource("fake:?dimensions=8", None, None)
     for source in ("model", "fake:"):
-        with pytest.raises(InvalidRequest, match="'main'.*has none"):
+        with pytest.raises(InvalidRequest, match=r"'main'.*has none"):
             resolve(source, "main")
     with pytest.raises(ModelRefused, match="dimension"):
         resolve("fake:?dimension=8")
@@ -241,6 +256,10 @@ def test_folders_and_fakes_are_resolved(tmp_path, monkeypatch):
             resolve(source)
 
 
+def etag(name: str) -> str:
+    return name.replace("/", "-")
+
+
 class Hub(BaseHTTPRequestHandler):
     """As much of the hub as a snapshot needs: one repository, `org/model`, on branch `main`."""
 
@@ -248,7 +267,8 @@ class Hub(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self):
-        files = {path.name: path.read_bytes() for path in self.server.folder.iterdir() if path.is_file()}
+        root = self.server.folder
+        files = {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*") if p.is_file()}
         api, file = "/api/models/org/model", f"/org/model/resolve/{COMMIT}/"
         path = self.path.partition("?")[0]
         if not path.startswith((api, "/org/model/")):
@@ -257,13 +277,14 @@ class Hub(BaseHTTPRequestHandler):
             self.reply(200, {}, json.dumps({"id": "org/model", "sha": COMMIT, "siblings": []}).encode())
         elif path.startswith(f"{api}/tree/{COMMIT}"):
             tree = [
-                {"type": "file", "path": name, "size": len(content), "oid": name} for name, content in files.items()
+                {"type": "file", "path": name, "size": len(content), "oid": etag(name)}
+                for name, content in files.items()
             ]
             self.reply(200, {}, json.dumps(tree).encode())
         elif path.startswith(file):
             name = path.removeprefix(file)
             self.server.served.add(name)
-            self.reply(200, {"ETag": f'"{name}"', "X-Repo-Commit": COMMIT}, files[name])
+            self.reply(200, {"ETag": f'"{etag(name)}"', "X-Repo-Commit": COMMIT}, files[name])
         else:
             self.reply(404, {"X-Error-Code": "RevisionNotFound"})
 
@@ -283,7 +304,7 @@ class Hub(BaseHTTPRequestHandler):
 def hub(tmp_path):
     folder = tmp_path / "repository"
     folder.mkdir()
-    shutil.copytree(MINILM, folder, ignore=shutil.ignore_patterns("*.safetensors", "1_Pooling"), dirs_exist_ok=True)
+    shutil.copytree(MINILM, folder, ignore=shutil.ignore_patterns("*.safetensors"), dirs_exist_ok=True)
     put(folder, "model.safetensors", safetensors({"a": ("F32", [10, 10], 400)}))
     put(folder, "pytorch_model.bin", b"pickle")
     with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:

@@ -44,9 +44,7 @@ CASES = {
 }
 
 
-@pytest.fixture(
-    scope="module", params=[pytest.param(name, marks=gpu) if "cuda" in name else name for name in CASES]
-)
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=gpu) if "cuda" in name else name for name in CASES])
 def case(request: pytest.FixtureRequest) -> Iterator[Case]:
     quantization, device, tolerance, count = CASES[request.param]
     texts = sentences(20 * count)[::20]

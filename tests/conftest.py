@@ -1,0 +1,195 @@
+"""Real servers for every test that asks: Postgres and Valkey from their wheels, started once a session."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import count
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from producer import Client
+from stack.servers import servers
+from stack.state import StackAddresses
+from storage import schema
+from storage.database import Database
+
+_names = count()
+_AUTOCOMMIT = {"isolation_level": "AUTOCOMMIT"}
+
+
+@pytest.fixture(scope="session")
+def home() -> Iterator[Path]:
+    """A short path: sockets live below it."""
+    folder = Path(tempfile.mkdtemp(prefix="bm-"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def addresses(home: Path) -> Iterator[StackAddresses]:
+    with servers(home / "servers") as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def make_database(addresses: StackAddresses) -> Callable[..., str]:
+    """New databases: migrated ones are copies of one template."""
+    server = addresses.database_url
+
+    def create(name: str, template: str = "template1") -> str:
+        with Database(server) as database:
+            engine = database._engine.execution_options(**_AUTOCOMMIT)
+            with engine.connect() as connection:
+                connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy"))
+        return server.replace("/batchmill?", f"/{name}?")
+
+    schema.upgrade(create("migrated"))
+
+    def make(*, migrated: bool = True) -> str:
+        return create(f"test_{next(_names)}", "migrated" if migrated else "template1")
+
+    return make
+
+
+@pytest.fixture
+def database_url(make_database: Callable[..., str]) -> str:
+    """A migrated database of the test's own."""
+    return make_database()
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    with Database(database_url) as database:
+        yield database
+
+
+@pytest.fixture(scope="session")
+def make_broker(addresses: StackAddresses) -> Callable[[], str]:
+    """Brokers that share nothing: the numbered databases of one Valkey."""
+    numbers = count(1)
+    return lambda: f"{addresses.broker_url}?virtual_host={next(numbers) % 16}"
+
+
+@pytest.fixture
+def broker_url(make_broker: Callable[[], str]) -> str:
+    return make_broker()
+
+
+class Mill:
+    """A database, a broker and as many workers as the test starts."""
+
+    def __init__(self, folder: Path, database_url: str, broker_url: str) -> None:
+        self.folder = folder
+        self.environment = {
+            "BATCHMILL_DATABASE_URL": database_url,
+            "BATCHMILL_BROKER_URL": broker_url,
+            "BATCHMILL_ARTIFACTS": str(folder / "artifacts"),
+            "BATCHMILL_TICK_SECONDS": "1",
+        }
+        self._running = ExitStack()
+        self._numbers = count()
+        self._logs: dict[int, Path] = {}
+
+    def client(self) -> Client:
+        return Client(
+            database_url=self.environment["BATCHMILL_DATABASE_URL"],
+            broker_url=self.environment["BATCHMILL_BROKER_URL"],
+            home=self.folder,
+            artifacts=self.environment["BATCHMILL_ARTIFACTS"],
+        )
+
+    def worker(self, **settings: str) -> subprocess.Popen[bytes]:
+        """Start a worker as a host of its own: its cache is its own; back once it takes tickets."""
+        home = self.folder / f"worker{next(self._numbers)}"
+        home.mkdir(parents=True)
+        ready = home / "ready"
+        process = self._start("worker", home, BATCHMILL_READY_FILE=str(ready), **settings)
+        wait_until(lambda: ready.exists() or process.poll() is not None, 60)
+        assert process.poll() is None, self.log(process)
+        return process
+
+    def beat(self) -> subprocess.Popen[bytes]:
+        home = self.folder / f"beat{next(self._numbers)}"
+        home.mkdir(parents=True)
+        return self._start("worker.beat", home)
+
+    def log(self, process: subprocess.Popen[bytes]) -> str:
+        """What a process has logged."""
+        return self._logs[process.pid].read_text()
+
+    def _start(self, module: str, home: Path, **settings: str) -> subprocess.Popen[bytes]:
+        log = home / "log"
+        environment = {**os.environ, **self.environment, "BATCHMILL_HOME": str(home), **settings}
+        with log.open("wb") as stream:
+            process = subprocess.Popen([sys.executable, "-m", module], env=environment, stdout=stream, stderr=stream)
+        self._logs[process.pid] = log
+        self._running.callback(self.stop, process)
+        return process
+
+    @staticmethod
+    def stop(process: subprocess.Popen[bytes]) -> None:
+        """End a process as an operator would, and hold it to its promise."""
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                raise
+
+    def close(self) -> None:
+        self._running.close()
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+    """Wait for a condition, for so long at most."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true in time"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="session")
+def eventually() -> Callable[..., None]:
+    return wait_until
+
+
+@contextmanager
+def _mill(folder: Path, database_url: str, broker_url: str) -> Iterator[Mill]:
+    mill = Mill(folder, database_url, broker_url)
+    try:
+        yield mill
+    finally:
+        mill.close()
+
+
+@pytest.fixture
+def mill(tmp_path: Path, database_url: str, broker_url: str) -> Iterator[Mill]:
+    """Database and broker of the test's own, with no worker yet."""
+    with _mill(tmp_path, database_url, broker_url) as mill:
+        yield mill
+
+
+@pytest.fixture(scope="module")
+def running_mill(
+    tmp_path_factory: pytest.TempPathFactory, make_database: Callable[..., str], make_broker: Callable[[], str]
+) -> Iterator[Mill]:
+    """The same with one worker and beat, shared by the tests of a module."""
+    with _mill(tmp_path_factory.mktemp("mill"), make_database(), make_broker()) as mill:
+        mill.worker()
+        mill.beat()
+        yield mill
+
+
+@pytest.fixture
+def client(running_mill: Mill) -> Iterator[Client]:
+    with running_mill.client() as client:
+        yield client
