@@ -3,6 +3,7 @@
 import hashlib
 
 from contracts.errors import InvalidRequest
+from contracts.fake import parse_fake
 from contracts.models import ModelSpec
 from contracts.names import DEFAULT_POOL, Quantization, Task, check_model_name, check_pool
 from contracts.params import parse_task
@@ -55,7 +56,7 @@ class Models:
             raise InvalidRequest(f"quantization {quantization!r}: choose one of {', '.join(Quantization)}")
         found = resolve(str(source), revision)
         if found.folder is None:
-            engine, files, memory = FAKE_ENGINE, [], 0
+            engine, files, memory = FAKE_ENGINE, [], parse_fake(found.source).memory
             content = hashlib.sha256(found.source.encode()).hexdigest()
         else:
             facts = inspect(found.folder, parsed_task, Quantization(quantization))

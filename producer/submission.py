@@ -19,6 +19,7 @@ from contracts.errors import (
 from contracts.models import ModelSpec
 from contracts.states import Priority
 from producer.lines import Line as Entry
+from producer.lines import check_custom_id
 from storage import budgets, inputs, jobs, models
 from storage.database import Database
 from storage.inputs import Line
@@ -41,7 +42,7 @@ def entries(values: Iterable[Any]) -> Iterator[Entry]:
         match value:
             case Entry():
                 yield value
-            case (str() as custom_id, payload):
+            case (str() | int() as custom_id, payload) if type(value) is tuple:
                 yield Entry(f"item {number}", custom_id, payload, None)
             case str() | Mapping():
                 yield Entry(f"item {number}", None, value, None)
@@ -77,13 +78,12 @@ def _line(entry: Entry, position: int) -> Line:
     if entry.error is not None:
         raise entry.error
     try:
-        if entry.custom_id is not None:
-            canonicalize(entry.custom_id)
+        custom_id = check_custom_id(entry.custom_id)
         value = dict(entry.value) if isinstance(entry.value, Mapping) else entry.value
         payload = canonicalize(value)
     except InvalidInput as error:
         raise error.at(entry.where) from None
-    return Line(position, entry.custom_id, digest(payload), payload)
+    return Line(position, custom_id, digest(payload), payload)
 
 
 def chunks(source: Iterable[Line]) -> Iterator[list[Line]]:

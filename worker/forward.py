@@ -67,7 +67,7 @@ def _without_non_finite(places: list[int], outputs: Output, errors: dict[int, It
     elif outputs.dtype == np.uint8:
         return places, outputs
     else:
-        finite = list(map(bool, np.isfinite(outputs).all(axis=1)))
+        finite = np.logical_and.reduce(np.isfinite(outputs), axis=1).tolist()
     if all(finite):
         return places, outputs
     for place, good in zip(places, finite, strict=True):

@@ -61,7 +61,12 @@ class Engine(ABC):
 
     @abstractmethod
     def run(self, rows: Sequence[Row], params: Mapping[str, Any]) -> Output:
-        """One forward pass over rows that `prepare` made; outputs stand in the order of the rows."""
+        """One forward pass over rows that `prepare` made; outputs stand in the order of the rows.
+
+        Whatever it raises fails the whole pass; the caller tries halves until one row stands alone. An `ItemFailed`
+        then keeps its code, any other exception becomes `engine_error`. An output that is no number is returned as
+        it is, for the caller to see; where the form of the output cannot show it, raise `non_finite`.
+        """
 
     @abstractmethod
     def synthetic(self, length: int, count: int) -> list[Row]:
