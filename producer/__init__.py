@@ -1,9 +1,31 @@
 """What callers use: the client, job handles, readers and writers, the command line."""
 
-from producer.check import Check
-from producer.client import Client
-from producer.job import Job
-from producer.readers import read
-from producer.results import ItemError, Result
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from producer.check import Check
+    from producer.client import Client
+    from producer.job import Job
+    from producer.readers import read
+    from producer.results import ItemError, Result
 
 __all__ = ["Check", "Client", "ItemError", "Job", "Result", "read"]
+
+_HOMES = {
+    "Check": "producer.check",
+    "Client": "producer.client",
+    "ItemError": "producer.results",
+    "Job": "producer.job",
+    "Result": "producer.results",
+    "read": "producer.readers",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name when it is first asked for: `batchmill --help` must not wait for Arrow and SQLAlchemy."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value

@@ -58,7 +58,7 @@ class Client:
         settings: Settings = addresses.resolve(
             load_settings(database_url=database_url, broker_url=broker_url, home=home, artifacts=artifacts)
         )
-        self._settings = settings
+        self.settings = settings
         self._database = Database(str(settings.database_url))
         self._tickets = Tickets(str(settings.broker_url))
         self.models = Models(self._database, settings.artifacts_url)
@@ -116,7 +116,7 @@ class Client:
         accepted = submit(self._database, submission, lines(entries(inputs), on_bad))
         if accepted.shards:
             try:
-                self._tickets.top_up(spec.pool, accepted.shards, self._settings.ticket_window)
+                self._tickets.top_up(spec.pool, accepted.shards, self.settings.ticket_window)
             except BrokerUnavailable as error:
                 log.warning("job %s is kept and goes out when the broker is back: %s", accepted.job_id, error)
         return self.job(accepted.job_id)

@@ -3,23 +3,22 @@
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 from uuid import UUID
-
-import pyarrow as pa
 
 from contracts.errors import JobFailed, WaitTimeout, WrongState
 from contracts.jobs import JobCounts, JobInfo
 from contracts.models import TargetSpec
 from contracts.states import JobState
 from producer.progress import ProgressBar, Silent
-from producer.results import Result, ResultReader
-from producer.writers import check_path, write_results
 from storage import jobs, models
 from storage.database import Database
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # Arrow takes a fifth of a second to import: whoever reads results pays for it
     import pandas
+    import pyarrow as pa
+
+    from producer.results import Result, ResultReader
 
 FIRST_POLL, LAST_POLL, POLL_GROWTH = 0.05, 1.0, 1.2
 
@@ -93,7 +92,7 @@ class Job:
             raise JobFailed(f"job {self.id} failed ({self.info.error_code}): {self.info.error_message}")
         return self
 
-    def results(self) -> Iterator[Result]:
+    def results(self) -> "Iterator[Result]":
         """What became of each item, in input order, read as you go.
 
         Raises:
@@ -101,12 +100,14 @@ class Job:
         """
         return self._reader().items()
 
-    def to_arrow(self) -> pa.Table:
+    def to_arrow(self) -> "pa.Table":
         """All results as a table: position, custom_id, output, error_code, error_message, cached, truncated.
 
         Raises:
             WrongState: The job is not terminal yet.
         """
+        import pyarrow as pa
+
         reader = self._reader()
         schema = reader.schema()
         return pa.Table.from_batches(reader.batches(schema), schema)
@@ -127,6 +128,8 @@ class Job:
             InvalidRequest: No such format, or no such folder.
             WrongState: The job is not terminal yet.
         """
+        from producer.writers import check_path, write_results
+
         path = Path(path)
         check_path(path)
         reader = self._reader()
@@ -134,7 +137,21 @@ class Job:
         write_results(reader.batches(schema), schema, path)
         return path
 
-    def _reader(self) -> ResultReader:
+    def write_jsonl(self, stream: IO[bytes]) -> None:
+        """All results as JSON Lines, into a stream that is open: the lines are those of a `.jsonl` file.
+
+        Raises:
+            WrongState: The job is not terminal yet.
+        """
+        from producer.writers import write_jsonl
+
+        reader = self._reader()
+        schema = reader.schema()
+        write_jsonl(reader.batches(schema), schema, stream)
+
+    def _reader(self) -> "ResultReader":
+        from producer.results import ResultReader
+
         if not self.state.terminal and not self.refresh().state.terminal:
             raise WrongState(f"job {self.id} is {self.state}: wait for it with job.wait() before reading its results")
         return ResultReader(self._database, self.id, self._target(), self.counts.items)

@@ -43,7 +43,7 @@ def entries(values: Iterable[Any]) -> Iterator[Entry]:
             case Entry():
                 yield value
             case (str() | int() as custom_id, payload) if type(value) is tuple:
-                yield Entry(f"item {number}", custom_id, payload, None)
+                yield Entry(f"item {number}", str(custom_id), payload, None)
             case str() | Mapping():
                 yield Entry(f"item {number}", None, value, None)
             case _:

@@ -50,7 +50,7 @@ def write_results(batches: Iterable[pa.RecordBatch], schema: pa.Schema, path: Pa
         InvalidRequest: The path is not one that `check_path` takes, or the disk refuses the file.
     """
     check_path(path)
-    write = {".parquet": _write_parquet, ".jsonl": _write_jsonl, ".csv": _write_csv}[path.suffix.lower()]
+    write = {".parquet": _write_parquet, ".jsonl": write_jsonl, ".csv": _write_csv}[path.suffix.lower()]
     with _replacing(path) as stream:
         return write(batches, schema, stream)
 
@@ -90,7 +90,8 @@ def _write_parquet(batches: Iterable[pa.RecordBatch], schema: pa.Schema, stream:
     return rows
 
 
-def _write_jsonl(batches: Iterable[pa.RecordBatch], schema: pa.Schema, stream: IO[bytes]) -> int:
+def write_jsonl(batches: Iterable[pa.RecordBatch], schema: pa.Schema, stream: IO[bytes]) -> int:
+    """Write results as the lines of a `.jsonl` file and return their number."""
     option = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
     rows = 0
     for batch in batches:

@@ -17,19 +17,28 @@ _PLAIN = re.compile(r"/[A-Za-z0-9._/-]*")
 
 
 def socket_folder(base: Path) -> Path:
-    """`base/run` where its path will do, else a short private folder whose name follows from that of `base`.
+    """The folder of `choose`, made private to this user.
 
     Raises:
-        StackError: The short folder belongs to someone else, or is too long as well.
+        StackError: It belongs to someone else, or no path is short enough.
+    """
+    return _private(choose(base))
+
+
+def choose(base: Path) -> Path:
+    """`base/run` where its path will do, else a short folder whose name follows from that of `base`; makes nothing.
+
+    Raises:
+        StackError: The short folder's path is too long as well.
     """
     folder = base / "run"
     if _fits(folder):
-        return _private(folder)
+        return folder
     root = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
     short = root / f"batchmill-{os.geteuid()}-{hashlib.sha256(os.fsencode(base)).hexdigest()[:16]}"
     if not _fits(short):
         raise StackError(f"{short}: the path is too long for a socket; set XDG_RUNTIME_DIR to a short one")
-    return _private(short)
+    return short
 
 
 def _fits(folder: Path) -> bool:

@@ -47,7 +47,7 @@ def celery_app(broker_url: str) -> Celery:
         accept_content=["json"],
         task_acks_late=False,  # the ticket was read: what protects the work is the lease
         worker_prefetch_multiplier=1,
-        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_connection_timeout=3,

@@ -19,6 +19,7 @@ from stack.servers import servers
 from stack.state import StackAddresses
 from storage import schema
 from storage.database import Database
+from tests.rabbitmq_node import missing, rabbitmq
 
 _names = count()
 _AUTOCOMMIT = {"isolation_level": "AUTOCOMMIT"}
@@ -193,3 +194,16 @@ def running_mill(
 def client(running_mill: Mill) -> Iterator[Client]:
     with running_mill.client() as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_url() -> Iterator[str]:
+    """A RabbitMQ of the session's own, where it is installed; where tests must not be left out, it has to be."""
+    if reason := missing():
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+    folder = Path(tempfile.mkdtemp(prefix="bm-rabbitmq-"))
+    try:
+        with rabbitmq(folder) as url:
+            yield url
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -3,7 +3,7 @@
 import logging
 
 from celery import Celery
-from celery.signals import worker_ready, worker_shutdown, worker_shutting_down
+from celery.signals import setup_logging, worker_ready, worker_shutdown, worker_shutting_down
 
 from contracts.errors import UnavailableError
 from contracts.settings import Settings
@@ -45,6 +45,10 @@ def build(settings: Settings, database: Database) -> Celery:
     @app.task(name=TICK)  # type: ignore[untyped-decorator]
     def tick() -> None:
         guarded_tick()
+
+    @setup_logging.connect(weak=False)  # type: ignore[untyped-decorator]
+    def keep_logging(**_: object) -> None:
+        """Celery leaves logging alone when somebody answers this signal."""
 
     @worker_ready.connect(weak=False)  # type: ignore[untyped-decorator]
     def ready(**_: object) -> None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -82,7 +83,8 @@ def test_it_survives_any_death(home: Path, running: Running, eventually: Eventua
             os.kill(pid, signal.SIGKILL)
         eventually(lambda gone=victims: gone.isdisjoint(process.pid for process in running(home)))
         assert notes(start(home)) == ["kept"]
-        eventually(lambda old=before: len(pids(status(settings)).items() - old.items()) == len(replaced))
+        count = len(replaced)
+        eventually(lambda old=before, n=count: len(pids(status(settings)).items() - old.items()) == n)
         after = pids(status(settings))
         assert {name for name in everything if before[name] != after[name]} == replaced
         assert {before[name] for name in replaced}.isdisjoint(process.pid for process in running(home))
@@ -107,10 +109,22 @@ def test_a_stubborn_worker_is_killed_with_what_it_started(
 ) -> None:
     monkeypatch.setenv("STANDIN", "stubborn")
     start(home)
-    eventually(lambda: sum("below" in process.cmdline() for process in running(home)) == 2)
+    eventually(lambda: len(_below(running(home))) == 2)
+    before = _below(running(home))
+    os.kill(pids(status(Settings(home=home)))["worker"], signal.SIGKILL)
+    eventually(lambda: len(_below(running(home)) - before) == 1 and len(_below(running(home))) == 2)
     assert down(Settings(home=home))
     assert running(home) == []
     assert "received fast shutdown request" in (home / "logs" / "postgres.log").read_text()
+
+
+def _below(processes: list[psutil.Process]) -> set[int]:
+    found = set()
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            if "below" in process.cmdline():
+                found.add(process.pid)
+    return found
 
 
 def test_ctrl_c_ends_a_stack_in_the_foreground_in_reverse_order(

@@ -1,0 +1,63 @@
+"""What the measurements share: a stack of their own, repetition, and tables."""
+
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from contracts.settings import Settings
+from producer import Client
+from stack import embedded
+
+REPETITIONS = 2
+console = Console(width=100)
+
+
+@contextmanager
+def stack() -> Iterator[Client]:
+    """A client of an embedded stack that nothing else uses, and that leaves nothing behind."""
+    with tempfile.TemporaryDirectory(prefix="bm-") as folder:
+        settings = Settings(home=Path(folder))
+        found = embedded.ensure(settings)
+        try:
+            _wait_for_worker(settings)
+            with Client(database_url=found.database_url, broker_url=found.broker_url, home=folder) as client:
+                yield client
+        finally:
+            embedded.down(settings)
+
+
+def _wait_for_worker(settings: Settings) -> None:
+    deadline = time.monotonic() + 60
+    while not embedded.status(settings).worker_ready:
+        if time.monotonic() > deadline:
+            raise TimeoutError("the worker does not come up")
+        time.sleep(0.1)
+
+
+def median(values: list[float]) -> float:
+    """The middle of the measurements."""
+    return statistics.median(values)
+
+
+def spread(values: list[float]) -> str:
+    """Median with the smallest and the largest measurement."""
+    return f"{median(values):,.0f} ({min(values):,.0f}–{max(values):,.0f})"
+
+
+def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
+    """A table on stdout, under the machine that it was measured on."""
+    console.print(f"\n{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}", style="dim")
+    table = Table(title=title, title_justify="left")
+    for number, name in enumerate(header):
+        table.add_column(name, justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)

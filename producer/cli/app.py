@@ -1,0 +1,76 @@
+"""The application `batchmill` and how a run of it ends."""
+
+import os
+import sys
+import traceback
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from contracts.errors import BatchmillError
+from producer.cli import jobs, models, submit
+from producer.cli.output import emit, fail, say
+from producer.cli.session import Session, session_of
+
+FAILED, INTERRUPTED = 1, 130
+WORK = "Work"
+
+app = typer.Typer(
+    help="Offline inference on a message queue: hand over files and a model, get results.",
+    epilog="Without BATCHMILL_DATABASE_URL and BATCHMILL_BROKER_URL, servers start by themselves under ~/.batchmill.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
+)
+app.command(rich_help_panel=WORK)(submit.run)
+app.command("submit", rich_help_panel=WORK)(submit.submit)
+app.add_typer(jobs.app, name="jobs", rich_help_panel=WORK)
+app.add_typer(models.app, name="models", rich_help_panel=WORK)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        emit(f"batchmill {version('batchmill')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    context: typer.Context,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show where in the code an error comes from.")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options of every command."""
+    session_of(context).verbose = verbose
+
+
+def execute(session: Session) -> int:
+    """Run the command of `sys.argv`; the exit code: 0, 1 for an error of ours, 2 for wrong usage, 130 for Ctrl-C."""
+    code = FAILED
+    try:
+        app(obj=session, prog_name="batchmill")
+    except SystemExit as end:  # typer always ends in it
+        code = end.code if isinstance(end.code, int) else FAILED
+        if code == INTERRUPTED:
+            say(session.farewell)
+    except BatchmillError as error:
+        if session.verbose:
+            traceback.print_exc()
+        fail(str(error))
+    return _flushed(code)
+
+
+def _flushed(code: int) -> int:
+    """The code, once stdout has taken everything or nobody reads it any more."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes once more when it ends, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return FAILED
+    return code

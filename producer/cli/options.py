@@ -1,0 +1,75 @@
+"""Options that several commands have in common, and how their values are read."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+import orjson
+import typer
+
+from contracts.names import Quantization
+from contracts.states import Priority
+
+INPUT = "Input"
+JOB = "Job"
+
+InputFile: TypeAlias = Annotated[
+    Path, typer.Argument(metavar="INPUT", help="What to compute: a .jsonl, .txt, .csv or .parquet file.")
+]
+ModelName: TypeAlias = Annotated[
+    str, typer.Option("--model", "-m", metavar="NAME", help="A registered model: `name`, or `name@version`.")
+]
+ParamsJson: TypeAlias = Annotated[
+    str | None,
+    typer.Option("--params", metavar="JSON", help="The task's parameters as a JSON object.", rich_help_panel=JOB),
+]
+ParamList: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option("--param", metavar="KEY=VALUE", help="One of them, e.g. precision=float16.", rich_help_panel=JOB),
+]
+PriorityClass: TypeAlias = Annotated[
+    Priority, typer.Option(help="A higher class is always served first.", rich_help_panel=JOB)
+]
+IdColumn: TypeAlias = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Column or key of your ids.  [default: id]", rich_help_panel=INPUT),
+]
+InputColumn: TypeAlias = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Column or key of the inputs.  [default: input]", rich_help_panel=INPUT),
+]
+SkipBad: TypeAlias = Annotated[
+    bool,
+    typer.Option("--skip-bad", help="Leave out lines that cannot be taken, and say which.", rich_help_panel=INPUT),
+]
+QuantizationName: TypeAlias = Annotated[
+    Quantization, typer.Option(help="How workers hold the weights; it buys memory, not speed.")
+]
+Json: TypeAlias = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
+
+
+def parse_pairs(pairs: Sequence[str] | None, option: str) -> dict[str, Any]:
+    """`key=value` arguments as a mapping; a value is JSON where it reads as such, and else a string."""
+    parsed = {}
+    for pair in pairs or ():
+        key, equals, value = pair.partition("=")
+        if not (key and equals):
+            raise typer.BadParameter(f"{pair!r} is not KEY=VALUE", param_hint=option)
+        try:
+            parsed[key] = orjson.loads(value)
+        except orjson.JSONDecodeError:
+            parsed[key] = value
+    return parsed
+
+
+def parse_object(text: str | None, option: str) -> dict[str, Any]:
+    """A JSON object; empty when not given."""
+    if text is None:
+        return {}
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise typer.BadParameter(f"not JSON: {error}", param_hint=option) from None
+    if not isinstance(value, dict):
+        raise typer.BadParameter(f"{text!r} is not a JSON object", param_hint=option)
+    return value

@@ -1,0 +1,187 @@
+"""`batchmill run` and `batchmill submit`: a file becomes a job."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from contracts.errors import InvalidInput
+from contracts.names import Quantization
+from contracts.states import Priority
+from producer.cli import options
+from producer.cli.jobs import document, wait_for
+from producer.cli.output import BAD_LINES_SHOWN, BadLines, emit, emit_json, emit_pairs, err, say, show_pairs, warn
+from producer.cli.session import session_of
+from producer.summary import job_summary
+
+if TYPE_CHECKING:
+    from producer.check import Check
+    from producer.lines import Line
+
+_COUNT_EVERY = 5_000
+
+
+def run(
+    context: typer.Context,
+    input_file: options.InputFile,
+    model: options.ModelName,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="Where results go: .parquet, .jsonl or .csv.")
+    ],
+    source: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="Register the model first: a folder, an id on the hub, or fake:."),
+    ] = None,
+    quantization: Annotated[
+        Quantization | None, typer.Option(help="How workers hold its weights; goes with --source.")
+    ] = None,
+    params: options.ParamsJson = None,
+    param: options.ParamList = None,
+    priority: options.PriorityClass = Priority.NORMAL,
+    id_column: options.IdColumn = None,
+    input_column: options.InputColumn = None,
+    skip_bad: options.SkipBad = False,
+    json: options.Json = False,
+) -> None:
+    """Compute a file and write the results: submit, wait, write."""
+    from producer.readers import read
+    from producer.writers import check_path
+
+    session = session_of(context)
+    if quantization and source is None:
+        raise typer.BadParameter("it goes with --source; a registered model has its own", param_hint="--quantization")
+    parsed = {**options.parse_object(params, "--params"), **options.parse_pairs(param, "--param")}
+    # What is wrong with the files is said before anything is started.
+    check_path(output)
+    lines = read(input_file, id_column=id_column, input_column=input_column)
+    with session.open_client() as client:
+        if source is not None:
+            with err.status(f"registering {model}"):
+                spec = client.models.add(model, source, quantization=quantization or Quantization.NONE)
+            say(f"model {spec.reference} ({spec.quantization}) is registered")
+        with closing(_Intake(input_file, lines, skip_bad)) as intake:
+            job = client.submit(model, intake, on_bad=intake.on_bad, params=parsed, priority=priority)
+        wait_for(job, session)
+        with err.status(f"writing {output}"):
+            job.write(output)
+        show_pairs([*job_summary(job.info), ("results", str(output))])
+        if job.counts.failed:
+            warn(f"{job.counts.failed:,} inputs failed: error_code and error_message in {output} say why")
+        if json:
+            emit_json(document(job.info))
+
+
+def submit(
+    context: typer.Context,
+    input_file: options.InputFile,
+    model: options.ModelName,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until the job is done.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what it would be: bad lines, duplicates, cache hits, time.")
+    ] = False,
+    params: options.ParamsJson = None,
+    param: options.ParamList = None,
+    priority: options.PriorityClass = Priority.NORMAL,
+    idempotency_key: Annotated[
+        str | None,
+        typer.Option(metavar="KEY", help="The same key and content give the same job.", rich_help_panel=options.JOB),
+    ] = None,
+    metadata: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Kept with the job; may be repeated.", rich_help_panel=options.JOB),
+    ] = None,
+    id_column: options.IdColumn = None,
+    input_column: options.InputColumn = None,
+    skip_bad: options.SkipBad = False,
+    json: options.Json = False,
+) -> None:
+    """Submit a file as a job and print the job's id."""
+    from producer.readers import read
+
+    session = session_of(context)
+    parsed = {**options.parse_object(params, "--params"), **options.parse_pairs(param, "--param")}
+    labels = options.parse_pairs(metadata, "--metadata")
+    lines = read(input_file, id_column=id_column, input_column=input_column)
+    with session.open_client() as client:
+        with closing(_Intake(input_file, lines, skip_bad)) as intake:
+            if dry_run:
+                found = client.check(model, intake, params=parsed)
+                intake.close()
+                _report(found, json=json, skip_bad=skip_bad)
+                return
+            job = client.submit(
+                model,
+                intake,
+                on_bad=intake.on_bad,
+                params=parsed,
+                priority=priority,
+                idempotency_key=idempotency_key,
+                metadata=labels,
+            )
+        if not json:
+            emit(str(job.id))
+        if wait:
+            wait_for(job, session)
+            show_pairs(job_summary(job.info))
+        if json:
+            emit_json(document(job.info))
+
+
+class _Intake:
+    """The lines of a file on their way into a job, counted on stderr while they are read."""
+
+    def __init__(self, path: Path, lines: "Iterable[Line]", skip_bad: bool) -> None:
+        self._path = path
+        self._lines = lines
+        self._bad = BadLines()
+        self.on_bad = self._bad if skip_bad else None
+        self._status = err.status(f"reading {path.name}")
+
+    def __iter__(self) -> "Iterator[Line]":
+        self._status.start()
+        for number, line in enumerate(self._lines, start=1):
+            if number % _COUNT_EVERY == 0:
+                self._status.update(f"reading {self._path.name}: {number:,} lines")
+            yield line
+        self._status.update("storing the job")
+
+    def close(self) -> None:
+        self._status.stop()
+        self._bad.close()
+        self._bad = BadLines()
+
+
+def _report(found: "Check", *, json: bool, skip_bad: bool) -> None:
+    """What a dry run found; exit code 1 when the submission would be refused."""
+    seconds = found.estimated_seconds
+    facts: dict[str, Any] = {
+        "items": found.items,
+        "bad": found.bad,
+        "distinct": found.distinct,
+        "duplicates": found.duplicates,
+        "repeated_ids": found.repeated_ids,
+        "cached": found.cached,
+        "estimated_tokens": found.estimated_tokens,
+        "estimated_seconds": seconds,
+    }
+    if json:
+        emit_json({**facts, "errors": [_error(error) for error in found.errors]})
+    else:
+        for error in found.errors[:BAD_LINES_SHOWN]:
+            warn(str(error))
+        if found.bad > BAD_LINES_SHOWN:
+            warn(f"… and {found.bad - BAD_LINES_SHOWN:,} more bad lines")
+        facts["estimated_seconds"] = (
+            "not known: the model was measured nowhere yet" if seconds is None else round(seconds)
+        )
+        emit_pairs(
+            (name.replace("_", " "), format(value, "," if type(value) is int else "")) for name, value in facts.items()
+        )
+    if found.repeated_ids or found.items == 0 or (found.bad and not skip_bad):
+        raise typer.Exit(1)
+
+
+def _error(error: InvalidInput) -> dict[str, str]:
+    return {"where": error.where, "reason": error.reason}

@@ -1,0 +1,185 @@
+"""The command line's way to the servers: `batchmill up`, `down`, `worker`, `migrate` and `doctor`."""
+
+import logging
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.text import Text
+
+from contracts.errors import ConfigurationError, StackError
+from contracts.settings import Settings, load_settings
+from producer.cli.app import FAILED, app, execute
+from producer.cli.options import Json
+from producer.cli.output import emit, emit_json, emit_pairs, emit_table, err, say
+from producer.cli.session import Session
+
+if TYPE_CHECKING:
+    from producer.client import Client
+    from stack.processes import Program
+    from stack.state import StackAddresses
+
+SERVERS = "Servers"
+END_IT = "`batchmill down` ends it"
+
+
+def main() -> int:
+    """The exit code of the command line."""
+    return execute(Session(open_client))
+
+
+def open_client() -> "Client":
+    """A client of the configured servers, or of the embedded stack, which is started when it does not run.
+
+    Raises:
+        ConfigurationError: A setting is wrong, or the database's schema is at another revision.
+        DatabaseUnavailable: Postgres does not answer.
+        StackError: The embedded stack cannot be started.
+    """
+    from producer.client import Client
+
+    settings = load_settings()
+    if not settings.embedded:
+        return Client()
+    addresses = _started(settings)
+    return Client(database_url=addresses.database_url, broker_url=addresses.broker_url)
+
+
+@app.command(rich_help_panel=SERVERS)
+def up(
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Leave it running and return.")] = False,
+    json: Json = False,
+) -> None:
+    """Run the embedded servers, a worker and beat, until Ctrl-C."""
+    from stack import embedded
+    from stack.layout import Layout
+
+    settings = load_settings()
+    if not settings.embedded:
+        raise ConfigurationError("BATCHMILL_DATABASE_URL is set: those servers are not this stack's to run")
+    if detach or embedded.status(settings).running:
+        _show_addresses(_started(settings), json=json)
+        if not detach:
+            say(f"it was running already, under {Layout.of(settings.home).home}; {END_IT}")
+        return
+    _run_stack(settings, json=json)
+
+
+@app.command(rich_help_panel=SERVERS)
+def down() -> None:
+    """End the embedded servers, the worker and beat; what they hold stays on the disk."""
+    from stack import embedded
+
+    settings = load_settings()
+    before = embedded.status(settings)
+    with err.status(f"ending what runs under {before.home}"):
+        ended = embedded.down(settings)
+    if not ended:
+        say(f"nothing runs under {before.home}")
+        return
+    names = ", ".join(child.name for child in reversed(before.children)) or "what a killed supervisor left"
+    say(f"ended {names} under {before.home}")
+
+
+@app.command(rich_help_panel=SERVERS)
+def worker(
+    pool: Annotated[str | None, typer.Option(help="The pool to serve.  [default: default]")] = None,
+    slots: Annotated[int | None, typer.Option(min=2, help="Shards to hold at once.  [default: 4]")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1.  [default: the first GPU, or cpu]")] = None,
+) -> None:
+    """Run a worker in this process, on the configured servers or those of the running embedded stack."""
+    settings = load_settings(pool=pool, slots=slots, device=device)
+    if settings.embedded:
+        from stack import embedded
+
+        found = embedded.status(settings)
+        if not (found.ready and found.addresses):
+            raise StackError(
+                f"no stack runs under {found.home}: start it with `batchmill up --detach`, or set "
+                "BATCHMILL_DATABASE_URL and BATCHMILL_BROKER_URL"
+            )
+        settings = settings.model_copy(update=found.addresses._asdict())
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    from worker.__main__ import run
+
+    try:
+        run(settings)
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(f"{error.name} is not installed: pip install 'batchmill[worker]'") from error
+
+
+@app.command(rich_help_panel=SERVERS)
+def migrate() -> None:
+    """Bring the database's schema up to date and print its revision."""
+    from sqlalchemy.exc import DBAPIError
+
+    from storage import schema
+
+    settings = load_settings()
+    url = str(settings.database_url) if not settings.embedded else _started(settings).database_url
+    try:
+        schema.upgrade(url)
+    except DBAPIError as error:
+        reason = str(error.orig).strip().splitlines()[0]
+        raise ConfigurationError(f"the schema was left as it is: {reason}; see `batchmill doctor`") from error
+    emit(str(schema.expected_revision()))
+
+
+@app.command(rich_help_panel=SERVERS)
+def doctor(json: Json = False) -> None:
+    """Say what is missing or misconfigured and how to mend it; exit code 1 when something is broken."""
+    from stack.doctor import Verdict, examine
+
+    with err.status("looking around"):
+        findings = examine()
+    if json:
+        emit_json([vars(finding) for finding in findings])
+    else:
+        colours = {Verdict.OK: "green", Verdict.WARNING: "yellow", Verdict.BROKEN: "bold red"}
+        rows = [(f.check, Text(f.verdict, style=colours.get(f.verdict, "dim")), f.detail, f.remedy) for f in findings]
+        emit_table(("CHECK", "", "DETAIL", "REMEDY"), rows)
+    if any(finding.verdict is Verdict.BROKEN for finding in findings):
+        raise typer.Exit(FAILED)
+
+
+def _started(settings: Settings) -> "StackAddresses":
+    """Where the embedded stack listens; says so when it had to be started."""
+    from stack import embedded
+
+    if embedded.status(settings).ready:
+        return embedded.ensure(settings)
+    with err.status("starting the embedded servers"):
+        addresses = embedded.ensure(settings)
+    say(f"started the embedded servers under {settings.home}; {END_IT}")
+    return addresses
+
+
+def _run_stack(settings: Settings, *, json: bool) -> None:
+    from stack.__main__ import upgrade_schema
+    from stack.layout import Layout
+    from stack.programs import worker_and_beat
+    from stack.supervisor import supervise
+
+    layout = Layout.of(settings.home).prepare()
+    log = logging.getLogger("stack")
+    log.setLevel(logging.INFO)
+    kept, shown = logging.FileHandler(layout.supervisor_log), logging.StreamHandler()
+    kept.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(kept)
+    log.addHandler(shown)
+
+    def programs(addresses: "StackAddresses") -> Sequence["Program"]:
+        _show_addresses(addresses, json=json)
+        say(f"logs are under {layout.logs}; Ctrl-C ends everything")
+        return worker_and_beat(settings, addresses)
+
+    supervise(layout, programs, upgrade_schema, detach=False)
+
+
+def _show_addresses(addresses: "StackAddresses", *, json: bool) -> None:
+    if json:
+        emit_json(addresses._asdict())
+    else:
+        emit_pairs([("database", addresses.database_url), ("broker", addresses.broker_url)])
+    sys.stdout.flush()  # whoever reads a pipe waits for this
