@@ -2,8 +2,9 @@
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID
 
 from contracts.canonical import canonicalize
@@ -18,8 +19,10 @@ from producer.job import Job
 from producer.registry import Models
 from producer.submission import Submission, entries, lines, submit
 from storage import jobs, models, schema
-from storage.broker import Tickets
 from storage.database import Database
+
+if TYPE_CHECKING:
+    from storage.broker import Tickets
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +63,6 @@ class Client:
         )
         self.settings = settings
         self._database = Database(str(settings.database_url))
-        self._tickets = Tickets(str(settings.broker_url))
         self.models = Models(self._database, settings.artifacts_url)
         try:
             with self._database.transaction() as connection:
@@ -113,10 +115,11 @@ class Client:
             metadata=_checked_metadata(metadata or {}),
             idempotency_key=idempotency_key,
         )
+        tickets = self._tickets  # a broker's address that is none is refused before anything is stored
         accepted = submit(self._database, submission, lines(entries(inputs), on_bad))
         if accepted.shards:
             try:
-                self._tickets.top_up(spec.pool, accepted.shards, self.settings.ticket_window)
+                tickets.top_up(spec.pool, accepted.shards, self.settings.ticket_window)
             except BrokerUnavailable as error:
                 log.warning("job %s is kept and goes out when the broker is back: %s", accepted.job_id, error)
         return self.job(accepted.job_id)
@@ -160,9 +163,17 @@ class Client:
             found = jobs.list_newest(connection, states=[JobState(state) for state in states], limit=limit)
             return [Job(self._database, info) for info in found]
 
+    @cached_property
+    def _tickets(self) -> "Tickets":
+        # Made when it is first needed: Celery takes a while to import, and many clients only look at jobs.
+        from storage.broker import Tickets
+
+        return Tickets(str(self.settings.broker_url))
+
     def close(self) -> None:
         """Give connections back; jobs go on."""
-        self._tickets.close()
+        if "_tickets" in vars(self):
+            self._tickets.close()
         self._database.close()
 
     def __enter__(self) -> Self:

@@ -100,7 +100,8 @@ def worker(
                 "BATCHMILL_DATABASE_URL and BATCHMILL_BROKER_URL"
             )
         settings = settings.model_copy(update=found.addresses._asdict())
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("worker").setLevel(logging.INFO)
     from worker.__main__ import run
 
     try:
@@ -166,6 +167,7 @@ def _run_stack(settings: Settings, *, json: bool) -> None:
     log.setLevel(logging.INFO)
     kept, shown = logging.FileHandler(layout.supervisor_log), logging.StreamHandler()
     kept.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    shown.addFilter(lambda record: not record.getMessage().startswith("ready"))  # said in `programs` already
     log.addHandler(kept)
     log.addHandler(shown)
 

@@ -91,11 +91,8 @@ def examine() -> list[Finding]:
 
 
 def check_python() -> Finding:
-    """The version of Python."""
-    found = f"{platform.python_version()} ({sys.executable})"
-    if sys.version_info < (3, 11):
-        return Finding("python", Verdict.BROKEN, found, "use Python 3.11 or newer")
-    return Finding("python", Verdict.OK, found)
+    """The version of Python; an older one than the package asks for does not get as far as this."""
+    return Finding("python", Verdict.OK, f"{platform.python_version()} ({sys.executable})")
 
 
 def check_settings(situation: Situation) -> Finding:
@@ -214,7 +211,11 @@ def check_artifacts(situation: Situation) -> list[Finding]:
     """Whether models can be stored."""
     url = situation.settings.artifacts_url
     try:
-        refusal = _store(url) if "://" in url else _refuses(Path(url).absolute())
+        refusal = None
+        if "://" in url:
+            _store_probe(url)
+        else:
+            refusal = _refuses(Path(url).absolute())
     except BatchmillError as error:
         refusal = str(error)
     if refusal:
@@ -269,7 +270,7 @@ def _revision(check: Callable[[], None]) -> Finding:
     return Finding("schema", Verdict.OK, f"revision {schema.expected_revision()}")
 
 
-def _store(url: str) -> None:
+def _store_probe(url: str) -> None:
     """Put a file of a few bytes there; it is kept under its digest, so that there is only ever one."""
     with TemporaryDirectory() as folder:
         (Path(folder) / "probe").write_text("batchmill doctor was here\n")

@@ -198,7 +198,6 @@ _SEAL = text("""
                AND other.priority = jobs.priority), 0),
         queued_at = now(), finished_at = CASE WHEN :open_shards = 0 THEN now() END
     WHERE id = :job_id AND state = 'receiving'
-    RETURNING id
 """)
 
 
@@ -220,6 +219,10 @@ def seal(connection: Connection, job_id: UUID, target_id: int, *, shard_tokens: 
     Raises:
         WrongState: The job is not being received.
     """
+    # Locked before its shards are made: it may be taken for abandoned at this very moment.
+    receiving = text("SELECT id FROM jobs WHERE id = :id AND state = 'receiving' FOR NO KEY UPDATE")
+    if connection.execute(receiving, {"id": job_id}).first() is None:
+        raise WrongState(f"job {job_id} was removed: nothing of it arrived for too long; submit again")
     connection.execute(_DISTINCT_INPUTS, {"job_id": job_id, "target_id": target_id})
     distinct, cached, truncated = connection.execute(
         text("SELECT count(*), count(truncated), count(*) FILTER (WHERE truncated) FROM batchmill_distinct")
@@ -233,11 +236,12 @@ def seal(connection: Connection, job_id: UUID, target_id: int, *, shard_tokens: 
         {
             "job_id": job_id,
             "shard_tokens": shard_tokens,
-            "floor": shard_tokens / shard_inputs,
+            # Rounded up to a fraction that floats add up exactly, or now and then a shard would take one too many.
+            "floor": -(-shard_tokens * 1024 // shard_inputs) / 1024,
             "siblings": siblings,
         },
     ).rowcount
-    sealed = connection.execute(
+    connection.execute(
         _SEAL,
         {
             "job_id": job_id,
@@ -246,9 +250,7 @@ def seal(connection: Connection, job_id: UUID, target_id: int, *, shard_tokens: 
             "truncated": truncated,
             "open_shards": shards,
         },
-    ).first()
-    if sealed is None:
-        raise WrongState(f"job {job_id} was removed: nothing of it arrived for too long; submit again")
+    )
     return int(shards)
 
 
@@ -277,7 +279,8 @@ def fail(connection: Connection, job_id: UUID, code: str, message: str) -> bool:
         connection.execute(
             text("""
                 UPDATE shards SET state = 'cancelled', token = NULL, lease_expires_at = NULL, finished_at = now()
-                WHERE job_id = :id AND state IN ('queued', 'leased')
+                WHERE id IN (SELECT id FROM shards WHERE job_id = :id AND state IN ('queued', 'leased')
+                             ORDER BY id FOR NO KEY UPDATE)
             """),
             {"id": job_id},
         )

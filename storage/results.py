@@ -8,6 +8,7 @@ from uuid import UUID
 import numpy as np
 import orjson
 from numpy.typing import NDArray
+from psycopg.errors import UniqueViolation
 from sqlalchemy import Connection, text
 
 from contracts.names import Task
@@ -18,18 +19,18 @@ Outputs: TypeAlias = NDArray[Any] | list[Any]
 
 _STAGING = text("""
     CREATE TEMPORARY TABLE IF NOT EXISTS batchmill_results (
-        input_id bigint, shard_id uuid, truncated boolean,
+        target_id bigint, input_id bigint, shard_id uuid, truncated boolean,
         embedding vector, embedding_half halfvec, embedding_bits bit varying, output jsonb
     ) ON COMMIT DELETE ROWS
 """)
-# Sorted by input, so that two workers that computed the same inputs take their locks in one order.
 _INSERT = text("""
     INSERT INTO results
         (target_id, input_id, shard_id, truncated, embedding, embedding_half, embedding_bits, output)
-    SELECT :target_id, input_id, shard_id, truncated, embedding, embedding_half, embedding_bits, output
+    SELECT target_id, input_id, shard_id, truncated, embedding, embedding_half, embedding_bits, output
     FROM batchmill_results ORDER BY input_id
     ON CONFLICT DO NOTHING
 """)
+_COLUMNS = ["target_id", "input_id", "shard_id", "truncated"]
 
 
 def output_column(task: Task, params: Mapping[str, Any]) -> str:
@@ -53,16 +54,25 @@ class NewResults:
 
 def insert(connection: Connection, new: NewResults) -> int:
     """Write results; those that exist already stay as they are. How many were new."""
+    # Sorted by input, so that two workers that computed the same inputs take their locks in one order.
     order = np.argsort(new.input_ids, kind="stable")
     column, rows = _encode(new, order)
-    connection.execute(_STAGING)
-    copy_bytes(connection, "batchmill_results", ["input_id", "shard_id", "truncated", column], rows)
-    return connection.execute(_INSERT, {"target_id": new.target_id}).rowcount
+    try:
+        with connection.begin_nested():
+            copy_bytes(connection, "results", [*_COLUMNS, column], rows)
+            return len(order)
+    except UniqueViolation:
+        # Another worker was faster with some of them. This way costs twice as much, so it comes second.
+        connection.execute(_STAGING)
+        copy_bytes(connection, "batchmill_results", [*_COLUMNS, column], rows)
+        return connection.execute(_INSERT).rowcount
 
 
 # COPY's binary rows: a count of fields, then each field's length and bytes, all big-endian.
 _FIXED_FIELDS: list[Any] = [
     ("fields", ">i2"),
+    ("target_length", ">i4"),
+    ("target_id", ">i8"),
     ("input_length", ">i4"),
     ("input_id", ">i8"),
     ("shard_length", ">i4"),
@@ -104,7 +114,8 @@ def _encode(new: NewResults, order: NDArray[np.intp]) -> tuple[str, bytes]:
 
 def _fixed(new: NewResults, order: NDArray[np.intp], output: list[Any]) -> NDArray[Any]:
     rows = np.zeros(len(order), dtype=np.dtype(_FIXED_FIELDS + output))
-    rows["fields"] = 4
+    rows["fields"] = 5
+    rows["target_length"], rows["target_id"] = 8, new.target_id
     rows["input_length"], rows["input_id"] = 8, new.input_ids[order]
     rows["shard_length"], rows["shard_id"] = 16, new.shard_ids[order]
     rows["truncated_length"], rows["truncated"] = 1, new.truncated[order]

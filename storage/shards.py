@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, bindparam, text
+from sqlalchemy import Connection, Row, bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY, BIGINT
 
 from contracts.errors import ItemFailed, LeaseLost
@@ -106,32 +107,39 @@ def claim(
         capacity: Which models could be served.
     """
     capacity = capacity or Capacity()
-    chosen = connection.execute(
-        _PICK_JOB,
-        {
-            "pool": pool,
-            "lowest": lowest.rank,
-            "loaded": list(capacity.loaded),
-            "free": capacity.free_bytes,
-            "total": capacity.total_bytes,
-            "starving": STARVING,
-        },
-    ).first()
-    if chosen is None:
+    wanted = {
+        "pool": pool,
+        "lowest": lowest.rank,
+        "loaded": list(capacity.loaded),
+        "free": capacity.free_bytes,
+        "total": capacity.total_bytes,
+        "starving": STARVING,
+    }
+    while (job := connection.execute(_PICK_JOB, wanted).first()) is not None:
+        # Someone may take the job's last shard, or end the job, before its lock is ours: then the next job is
+        # looked for, without that lock, as whoever holds several can wait for one who waits for him.
+        with connection.begin_nested() as attempt:
+            taken = _take(connection, job, worker, lease)
+            if taken is not None:
+                return taken
+            attempt.rollback()
+    return None
+
+
+def _take(connection: Connection, job: Row[Any], worker: str, lease: timedelta) -> Lease | None:
+    if jobs.lock(connection, job.id) not in CLAIMABLE_JOB_STATES:
         return None
-    if jobs.lock(connection, chosen.id) not in CLAIMABLE_JOB_STATES:
-        return None
-    shard = connection.execute(_TAKE_SHARD, {"job_id": chosen.id, "worker": worker, "lease": lease}).first()
+    shard = connection.execute(_TAKE_SHARD, {"job_id": job.id, "worker": worker, "lease": lease}).first()
     if shard is None:
         return None
-    connection.execute(_CHARGE_JOB, {"job_id": chosen.id, "tokens": shard.estimated_tokens})
+    connection.execute(_CHARGE_JOB, {"job_id": job.id, "tokens": shard.estimated_tokens})
     return Lease(
         shard_id=shard.id,
-        job_id=chosen.id,
-        target_id=chosen.target_id,
+        job_id=job.id,
+        target_id=job.target_id,
         token=shard.token,
         attempt=shard.attempt,
-        priority=Priority.of_rank(chosen.priority),
+        priority=Priority.of_rank(job.priority),
         input_ids=shard.input_ids,
     )
 
@@ -141,7 +149,9 @@ def renew(connection: Connection, tokens: Sequence[UUID], lease: timedelta) -> s
     rows = connection.execute(
         text("""
             UPDATE shards SET lease_expires_at = now() + :lease
-            WHERE token = ANY(:tokens) AND state = 'leased' RETURNING token
+            WHERE id IN (SELECT id FROM shards WHERE token = ANY(:tokens) AND state = 'leased'
+                         ORDER BY id FOR NO KEY UPDATE)
+            RETURNING token
         """),
         {"tokens": list(tokens), "lease": lease},
     )
@@ -230,12 +240,17 @@ def release(connection: Connection, tokens: Sequence[UUID]) -> int:
 
 
 def rescue(connection: Connection) -> list[UUID]:
-    """Leased -> queued for every lease that expired: claimable after a pause that grows with the attempts."""
+    """Leased -> queued for every lease that expired: claimable after a pause that grows with the attempts.
+
+    A shard that is renewed or closed at this moment is left alone.
+    """
     rows = connection.execute(
         text("""
             UPDATE shards SET state = 'queued', token = NULL, lease_expires_at = NULL,
-                              not_before = now() + least(power(2, attempt - 1), 60) * interval '1 second'
-            WHERE state = 'leased' AND lease_expires_at < now() RETURNING id
+                              not_before = now() + least(power(2, least(attempt - 1, 6)), 60) * interval '1 second'
+            WHERE id IN (SELECT id FROM shards WHERE state = 'leased' AND lease_expires_at < now()
+                         FOR NO KEY UPDATE SKIP LOCKED)
+            RETURNING id
         """)
     )
     return list(rows.scalars())

@@ -48,7 +48,7 @@ def make_database(addresses: StackAddresses) -> Callable[..., str]:
         with Database(server) as database:
             engine = database._engine.execution_options(**_AUTOCOMMIT)
             with engine.connect() as connection:
-                connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy"))
+                connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY wal_log"))
         return server.replace("/batchmill?", f"/{name}?")
 
     schema.upgrade(create("migrated"))

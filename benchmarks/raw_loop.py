@@ -1,0 +1,80 @@
+"""Loops over the same weights with no queue and no database; prints texts a second of the kind that is named."""
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn.functional import normalize
+
+from benchmarks.texts import stdlib_docstrings
+from contracts.names import Quantization
+from benchmarks.weights import MINILM
+from worker.loading import load_module, load_tokenizer
+
+LIMIT = 256
+BUDGETS = (1024, 1536, 2048, 3072, 4096)
+
+
+def main() -> None:
+    texts = sorted(set(stdlib_docstrings()))
+    kind = sys.argv[1]
+    if kind.startswith("sentence-transformers"):
+        rate = _sentence_transformers(texts, torch.bfloat16 if kind.endswith("bf16") else torch.float32)
+    else:
+        rate = _loop(texts, Quantization(kind))
+    print(rate)
+
+
+def _loop(texts: list[str], quantization: Quantization) -> float:
+    """Everything but the model's own work is done beforehand; the best budget is sought on a tenth of the texts."""
+    module = load_module(MINILM, quantization, "cpu")
+    tokenizer = load_tokenizer(MINILM)
+    tokenizer.enable_truncation(LIMIT)
+    tokenizer.no_padding()
+    rows = sorted((encoding.ids for encoding in tokenizer.encode_batch(texts)), key=len, reverse=True)
+    with torch.inference_mode():
+        _run(module, _batches(rows[::20], 2048))
+        best = max(
+            BUDGETS, key=lambda budget: _rate(lambda: _run(module, _batches(rows[::10], budget)), len(rows) / 10)
+        )
+        batches = _batches(rows, best)
+        return _rate(lambda: _run(module, batches), len(rows))
+
+
+def _batches(rows: list[list[int]], budget: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    batches, start = [], 0
+    while start < len(rows):
+        longest = len(rows[start])
+        chosen = rows[start : start + max(budget // longest, 1)]
+        ids = torch.tensor([row + [0] * (longest - len(row)) for row in chosen])
+        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in chosen])
+        batches.append((ids, mask))
+        start += len(chosen)
+    return batches
+
+
+def _run(module: Any, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    for ids, mask in batches:
+        hidden = module(input_ids=ids, attention_mask=mask).last_hidden_state.float()
+        weights = mask.unsqueeze(-1).float()
+        normalize((hidden * weights).sum(1) / weights.sum(1)).numpy()
+
+
+def _sentence_transformers(texts: list[str], dtype: torch.dtype) -> float:
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(MINILM), device="cpu", model_kwargs={"dtype": dtype})
+    model.encode(texts[:32])
+    return _rate(lambda: model.encode(texts), len(texts))
+
+
+def _rate(function: Callable[[], object], count: float) -> float:
+    begin = time.perf_counter()
+    function()
+    return count / (time.perf_counter() - begin)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,386 @@
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from sqlalchemy import text
+
+from contracts.errors import ItemFailed, LeaseLost
+from contracts.jobs import JobCounts
+from contracts.states import JobState, Priority
+from storage import jobs, shards
+from storage.database import Database
+from storage.shards import Capacity, Lease, ShardOutcome
+from tests.jobs import MINUTE, claim, claimed, execute, finish, make_target, query, store, submit
+
+LETTERS = "abcdefgh"
+
+
+@pytest.fixture
+def target_id(database: Database) -> int:
+    return make_target(database)
+
+
+def many(database: Database, target_id: int, count: int, **how: Any) -> UUID:
+    """A job of so many shards, each of one input of its own."""
+    return submit(database, target_id, [f"{uuid4()}" for _ in range(count)], per_shard=1, **how)
+
+
+def model_of(database: Database, target_id: int) -> int:
+    [row] = query(database, "SELECT model_id FROM targets WHERE id = :id", id=target_id)
+    return int(row.model_id)
+
+
+def counts(database: Database, job_id: UUID) -> tuple[JobState, JobCounts]:
+    with database.transaction() as connection:
+        job = jobs.get(connection, job_id)
+    return job.state, job.counts
+
+
+def expire(database: Database, lease: Lease) -> None:
+    execute(
+        database, "UPDATE shards SET lease_expires_at = now() - interval '1 second' WHERE id = :id", id=lease.shard_id
+    )
+
+
+def everything(database: Database) -> list[Any]:
+    return [query(database, f"SELECT * FROM {table} ORDER BY 1, 2") for table in ("jobs", "shards", "item_errors")]
+
+
+class TestClaim:
+    def test_a_lease_says_what_is_to_be_done(self, database: Database, target_id: int) -> None:
+        job_id = submit(database, target_id, ["short", "the longest of them", "middling"], priority=Priority.BULK)
+        lease = claimed(database)
+        assert (lease.job_id, lease.target_id, lease.attempt, lease.priority) == (job_id, target_id, 1, Priority.BULK)
+        rows = query(database, "SELECT id FROM inputs ORDER BY size DESC")
+        assert lease.input_ids == [row.id for row in rows]
+        [shard] = query(database, "SELECT *, lease_expires_at - now() AS rest FROM shards")
+        assert (shard.id, shard.state, shard.token, shard.worker) == (lease.shard_id, "leased", lease.token, "test")
+        assert timedelta(seconds=50) < shard.rest <= MINUTE
+        [job] = query(database, "SELECT * FROM jobs")
+        assert (job.state, job.service) == ("running", shard.estimated_tokens)
+        assert job.started_at == job.served_at
+        assert job.started_at is not None
+        assert claim(database) is None
+
+    def test_the_urgent_class_comes_first(self, database: Database, target_id: int) -> None:
+        made = {
+            priority: submit(database, target_id, [priority], priority=priority)
+            for priority in (Priority.BULK, Priority.NORMAL, Priority.INTERACTIVE)
+        }
+        assert claim(database, lowest=Priority.INTERACTIVE).job_id == made[Priority.INTERACTIVE]  # type: ignore[union-attr]
+        assert claim(database, lowest=Priority.INTERACTIVE) is None
+        assert claimed(database).job_id == made[Priority.NORMAL]
+        assert claim(database, lowest=Priority.NORMAL) is None
+        assert claimed(database).job_id == made[Priority.BULK]
+
+    def test_the_least_served_comes_first_and_age_decides_between_equals(
+        self, database: Database, target_id: int
+    ) -> None:
+        first, second = many(database, target_id, 4), many(database, target_id, 4)
+        order = [claimed(database).job_id for _ in range(4)]
+        assert order == [first, second, first, second]
+        # A newcomer begins where the least served of its class stands: neither ahead of them nor behind.
+        execute(database, "UPDATE jobs SET service = service + 1000")
+        bulk = many(database, target_id, 1, priority=Priority.BULK)
+        elsewhere = many(database, target_id, 1, pool="elsewhere")
+        third = many(database, target_id, 4)
+        service = {row.id: row.service for row in query(database, "SELECT id, service FROM jobs")}
+        assert service[third] == service[first] == service[second] > 1000
+        assert service[bulk] == service[elsewhere] == 0
+        assert Counter(claimed(database).job_id for _ in range(6)) == {first: 2, second: 2, third: 2}
+
+    def test_models_in_memory_come_first_unless_another_job_starves(self, database: Database, target_id: int) -> None:
+        other = make_target(database, "other")
+        capacity = Capacity(loaded=[model_of(database, other)])
+        cold, warm = many(database, target_id, 3), many(database, other, 6)
+        execute(database, "UPDATE jobs SET service = 10000 WHERE id = :id", id=warm)
+        assert claimed(database).job_id == cold
+        assert [claimed(database, capacity=capacity).job_id for _ in range(2)] == [warm, warm]
+        execute(database, "UPDATE jobs SET served_at = now() - interval '31 seconds' WHERE id = :id", id=cold)
+        assert [claimed(database, capacity=capacity).job_id for _ in range(2)] == [cold, warm]
+        # One that was never served starves from the moment it was queued.
+        new = many(database, target_id, 1)
+        assert claimed(database, capacity=capacity).job_id == warm
+        execute(
+            database, "UPDATE jobs SET queued_at = now() - interval '31 seconds', service = 0 WHERE id = :id", id=new
+        )
+        assert claimed(database, capacity=capacity).job_id == new
+        # A more urgent class is not kept waiting by what is in memory.
+        urgent = many(database, target_id, 1, priority=Priority.INTERACTIVE)
+        assert claimed(database, capacity=capacity).job_id == urgent
+
+    def test_only_what_fits_into_memory_is_claimed(self, database: Database) -> None:
+        small, large = (make_target(database, f"of{size}", memory_bytes=size) for size in (10, 2**40))
+        many(database, small, 1)
+        large_job = many(database, large, 2)
+        assert claim(database, capacity=Capacity(free_bytes=9, total_bytes=2**40)) is None
+        loaded = Capacity(loaded=[model_of(database, large)], free_bytes=-5, total_bytes=2**40)
+        assert claimed(database, capacity=loaded).job_id == large_job
+        fits = claimed(database, capacity=Capacity(free_bytes=10, total_bytes=2**40))
+        assert fits.target_id == small
+        # What never fits is claimed all the same, so that its job can say so.
+        assert claimed(database, capacity=Capacity(free_bytes=0, total_bytes=2**40 - 1)).job_id == large_job
+
+    @pytest.mark.parametrize("state", ["receiving", "paused", "succeeded", "failed", "cancelled", "expired"])
+    def test_nothing_is_claimed_of_a_job_that_does_not_run(
+        self, database: Database, target_id: int, state: str
+    ) -> None:
+        many(database, target_id, 1)
+        execute(database, "UPDATE jobs SET state = :state", state=state)
+        assert claim(database) is None
+        with database.transaction() as connection:
+            assert shards.claimable(connection) == {}
+            assert not shards.any_claimable(connection, "default")
+
+    def test_nothing_is_claimed_before_its_time_or_in_another_pool(self, database: Database, target_id: int) -> None:
+        many(database, target_id, 3)
+        assert claim(database, pool="elsewhere") is None
+        execute(database, "UPDATE shards SET not_before = now() + interval '1 hour' WHERE ordinal < 3")
+        assert claimed(database) is not None
+        assert claim(database) is None
+        with database.transaction() as connection:
+            assert not shards.any_claimable(connection, "default")
+        execute(database, "UPDATE shards SET not_before = now() WHERE ordinal = 2")
+        with database.transaction() as connection:
+            assert shards.claimable(connection) == {"default": 1}
+            assert shards.any_claimable(connection, "default")
+            assert not shards.any_claimable(connection, "elsewhere")
+        assert claimed(database) is not None
+
+    def test_many_claim_at_once_and_each_shard_once(self, database_url: str, target_id: int) -> None:
+        with Database(database_url, pool_size=8) as database, ThreadPoolExecutor(8) as threads:
+            for _ in range(3):
+                many(database, target_id, 40)
+            for _ in range(16):
+                many(database, target_id, 1)
+            barrier = threading.Barrier(8)
+
+            def drain(_: int) -> list[Lease]:
+                barrier.wait(30)
+                leases = []
+                while (lease := claim(database)) is not None:
+                    leases.append(lease)
+                return leases
+
+            found = [lease for leases in threads.map(drain, range(8)) for lease in leases]
+            assert len({lease.shard_id for lease in found}) == len({lease.token for lease in found}) == len(found)
+            assert len(found) == 136
+            wrong = query(
+                database,
+                """
+                SELECT jobs.id FROM jobs JOIN shards ON shards.job_id = jobs.id
+                GROUP BY jobs.id HAVING jobs.service <> sum(estimated_tokens)
+                """,
+            )
+            assert wrong == []
+
+    @pytest.mark.parametrize("loss", ["taken", "paused"])
+    def test_whoever_comes_too_late_for_a_job_takes_the_next(
+        self, database: Database, target_id: int, loss: str
+    ) -> None:
+        first, second = many(database, target_id, 1), many(database, target_id, 1)
+        with ThreadPoolExecutor(1) as threads:
+            with database.transaction() as connection:
+                jobs.lock(connection, first)
+                late = threads.submit(claimed, database)
+                while not query(database, "SELECT 1 FROM pg_locks WHERE NOT granted"):
+                    assert not late.done()
+                if loss == "taken":
+                    taken = shards.claim(connection, pool="default", worker="fast", lease=MINUTE)
+                    assert taken is not None
+                    assert taken.job_id == first
+                else:
+                    connection.execute(text("UPDATE jobs SET state = 'paused' WHERE id = :id"), {"id": first})
+            assert late.result(10).job_id == second
+
+
+class TestLease:
+    def test_a_heartbeat_renews_what_is_held(self, database: Database, target_id: int) -> None:
+        many(database, target_id, 3)
+        held, closed, other = (claimed(database) for _ in range(3))
+        finish(database, closed)
+        tokens = [held.token, closed.token, uuid4()]
+        with database.transaction() as connection:
+            assert shards.renew(connection, tokens, timedelta(hours=1)) == {held.token}
+            assert shards.renew(connection, [], timedelta(hours=1)) == set()
+        rows = query(database, "SELECT id FROM shards WHERE lease_expires_at > now() + interval '10 minutes'")
+        assert [row.id for row in rows] == [held.shard_id]
+        assert other.shard_id != held.shard_id
+
+    def test_a_stale_token_changes_nothing(self, database: Database, target_id: int) -> None:
+        submit(database, target_id, "abc")
+        stale = claimed(database)
+        expire(database, stale)
+        with database.transaction() as connection:
+            assert shards.rescue(connection) == [stale.shard_id]
+        execute(database, "UPDATE shards SET not_before = NULL")
+        current = claimed(database)
+        assert (current.shard_id, current.attempt) == (stale.shard_id, 2)
+        store(database, target_id, stale.shard_id, stale.input_ids)
+        before = everything(database)
+        outcome = ShardOutcome({stale.input_ids[0]: ItemFailed("bad", "")}, 1.0, 10, 20, 30)
+        with pytest.raises(LeaseLost), database.transaction() as connection:
+            shards.close(connection, stale, outcome)
+        with database.transaction() as connection:
+            assert shards.renew(connection, [stale.token], timedelta(hours=1)) == set()
+            assert shards.release(connection, [stale.token]) == 0
+        assert everything(database) == before
+        assert finish(database, current)
+        before = everything(database)
+        for lease in (stale, current):
+            with pytest.raises(LeaseLost), database.transaction() as connection:
+                shards.close(connection, lease, outcome)
+        assert everything(database) == before
+
+    def test_release_gives_back_at_once_and_does_not_count(self, database: Database, target_id: int) -> None:
+        job_id = many(database, target_id, 2)
+        first, second = claimed(database), claimed(database)
+        with database.transaction() as connection:
+            assert shards.release(connection, [first.token, uuid4()]) == 1
+            assert shards.release(connection, []) == 0
+        again = claimed(database)
+        assert (again.shard_id, again.attempt) == (first.shard_id, 1)
+        assert again.token != first.token
+        assert not finish(database, again)
+        assert finish(database, second)
+        assert counts(database, job_id)[0] is JobState.SUCCEEDED
+
+    def test_an_expired_lease_is_rescued_after_a_pause_that_grows(self, database: Database, target_id: int) -> None:
+        many(database, target_id, 2)
+        kept = claimed(database)
+        for attempt, pause in ((1, 1), (2, 2), (3, 4), (7, 60), (1500, 60)):
+            execute(database, "UPDATE shards SET not_before = NULL, attempt = :n WHERE state = 'queued'", n=attempt - 1)
+            lease = claimed(database)
+            assert lease.attempt == attempt
+            expire(database, lease)
+            with database.transaction() as connection:
+                assert shards.rescue(connection) == [lease.shard_id]
+                assert shards.rescue(connection) == []
+                row = connection.execute(
+                    text("SELECT not_before - now() AS pause, state, token FROM shards WHERE id = :id"),
+                    {"id": lease.shard_id},
+                ).one()
+            assert tuple(row) == (timedelta(seconds=pause), "queued", None)
+            assert claim(database) is None
+        [row] = query(database, "SELECT token FROM shards WHERE state = 'leased'")
+        assert row.token == kept.token
+
+    def test_a_rescue_leaves_alone_what_is_renewed_at_this_moment(self, database: Database, target_id: int) -> None:
+        many(database, target_id, 2)
+        renewed, dead = claimed(database), claimed(database)
+        for lease in (renewed, dead):
+            expire(database, lease)
+        with database.transaction() as connection:
+            shards.renew(connection, [renewed.token], MINUTE)
+            with database.transaction() as other:
+                other.execute(text("SET LOCAL lock_timeout = '5s'"))
+                assert shards.rescue(other) == [dead.shard_id]
+        assert finish(database, renewed) is False
+
+
+class TestClose:
+    def test_counters_equal_the_rows(self, database: Database, target_id: int) -> None:
+        job_id = submit(database, target_id, LETTERS, per_shard=4)
+        first, second = claimed(database), claimed(database)
+        # Of the first shard: one failed, one was cut, one was computed by another job in the meantime and cut there.
+        elsewhere = submit(database, target_id, "x")
+        other_shard = claimed(database)
+        assert other_shard.job_id == elsewhere
+        store(database, target_id, other_shard.shard_id, first.input_ids[:1], truncated=first.input_ids[:1])
+        assert not finish(
+            database, first, {first.input_ids[3]: ItemFailed("too_long", "9 tokens")}, truncated=first.input_ids[1:2]
+        )
+        state, counted = counts(database, job_id)
+        assert (state, counted) == (
+            JobState.RUNNING,
+            JobCounts(items=8, distinct=8, cached=1, computed=2, failed=1, truncated=2),
+        )
+        with database.transaction() as connection:
+            store(database, target_id, second.shard_id, second.input_ids)
+            assert shards.close(connection, second, ShardOutcome({}, 2.5, 100, 150, 200))
+        state, counted = counts(database, job_id)
+        assert (state, counted) == (
+            JobState.SUCCEEDED,
+            JobCounts(items=8, distinct=8, cached=1, computed=6, failed=1, truncated=2),
+        )
+        assert counted.waiting == 0
+        [job] = query(database, "SELECT * FROM jobs WHERE id = :id", id=job_id)
+        assert (job.micro_batches, job.real_tokens, job.padded_tokens, job.budget_tokens) == (2.5, 100, 150, 200)
+        assert job.open_shards == 0
+        assert job.finished_at is not None
+        errors = query(database, "SELECT job_id, input_id, code, message FROM item_errors")
+        assert [tuple(row) for row in errors] == [(job_id, first.input_ids[3], "too_long", "9 tokens")]
+        shard = query(database, "SELECT state, token, lease_expires_at FROM shards WHERE job_id = :id", id=job_id)
+        assert [tuple(row) for row in shard] == [("done", None, None)] * 2
+
+    def test_what_failed_here_and_succeeded_elsewhere_counts_as_failed(
+        self, database: Database, target_id: int
+    ) -> None:
+        job_id = submit(database, target_id, "ab")
+        lease = claimed(database)
+        store(database, target_id, uuid4(), lease.input_ids[:1], truncated=lease.input_ids[:1])
+        assert finish(database, lease, {lease.input_ids[0]: ItemFailed("engine_error", "it fell over")})
+        assert counts(database, job_id)[1] == JobCounts(items=2, distinct=2, computed=1, failed=1)
+
+    def test_every_input_may_fail(self, database: Database, target_id: int) -> None:
+        job_id = submit(database, target_id, "ab")
+        lease = claimed(database)
+        assert finish(database, lease, {input_id: ItemFailed("bad", "") for input_id in lease.input_ids})
+        assert counts(database, job_id) == (JobState.SUCCEEDED, JobCounts(items=2, distinct=2, failed=2))
+
+    def test_of_two_that_computed_the_same_the_later_counts_it_as_cached(
+        self, database: Database, target_id: int
+    ) -> None:
+        # Its second life by another worker computes nothing anew, and yet it is the same shard's work.
+        first, second = submit(database, target_id, "abc"), submit(database, target_id, "bcd")
+        mine, theirs = claimed(database), claimed(database)
+        assert (mine.job_id, theirs.job_id) == (first, second)
+        assert finish(database, theirs)
+        assert finish(database, mine)
+        assert counts(database, second)[1] == JobCounts(items=3, distinct=3, computed=3)
+        assert counts(database, first)[1] == JobCounts(items=3, distinct=3, cached=2, computed=1)
+
+    def test_what_an_earlier_life_of_the_shard_computed_is_its_own(self, database: Database, target_id: int) -> None:
+        job_id = submit(database, target_id, "abc")
+        dead = claimed(database)
+        store(database, target_id, dead.shard_id, dead.input_ids[:2])
+        expire(database, dead)
+        with database.transaction() as connection:
+            shards.rescue(connection)
+        execute(database, "UPDATE shards SET not_before = NULL")
+        assert finish(database, claimed(database))
+        assert counts(database, job_id)[1] == JobCounts(items=3, distinct=3, computed=3)
+
+    def test_a_paused_job_finishes_what_is_leased(self, database: Database, target_id: int) -> None:
+        job_id = many(database, target_id, 2)
+        first, second = claimed(database), claimed(database)
+        execute(database, "UPDATE jobs SET state = 'paused'")
+        assert not finish(database, first)
+        assert counts(database, job_id)[0] is JobState.PAUSED
+        assert finish(database, second)
+        assert counts(database, job_id)[0] is JobState.SUCCEEDED
+
+    def test_one_close_ends_the_job(self, database_url: str, target_id: int) -> None:
+        with Database(database_url, pool_size=8) as database, ThreadPoolExecutor(8) as threads:
+            job_id = many(database, target_id, 24)
+            leases = [claimed(database) for _ in range(24)]
+            ended = list(threads.map(lambda lease: finish(database, lease), leases))
+            assert sum(ended) == 1
+            assert counts(database, job_id) == (JobState.SUCCEEDED, JobCounts(items=24, distinct=24, computed=24))
+            [(open_shards,)] = query(database, "SELECT open_shards FROM jobs")
+            assert open_shards == 0
+
+    def test_ids_of_64_bits(self, database: Database, target_id: int) -> None:
+        execute(database, "ALTER SEQUENCE inputs_id_seq RESTART WITH 9223372036854775800")
+        try:
+            job_id = submit(database, target_id, ["a", "b", "c"])
+            lease = claimed(database)
+            assert min(lease.input_ids) == 2**63 - 8
+            assert finish(database, lease, {lease.input_ids[0]: ItemFailed("bad", "")})
+            assert counts(database, job_id)[1] == JobCounts(items=3, distinct=3, computed=2, failed=1)
+        finally:
+            execute(database, "ALTER SEQUENCE inputs_id_seq RESTART WITH 1000000")
