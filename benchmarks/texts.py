@@ -4,20 +4,31 @@ import ast
 import re
 import sysconfig
 import warnings
+from collections import Counter, deque
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
 SKIPPED = {"__pycache__", "dist-packages", "idle_test", "lib-dynload", "site-packages", "test", "tests"}
-DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+DEFINITIONS = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 ENDS = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'(])|\n\s*\n")
 
 
 def stdlib_docstrings(count: int | None = None) -> list[str]:
     """The first docstrings of the standard library, or all of them (about 8,000), always in the same order."""
-    found = list(islice(_docstrings(), count))
+    found = [text for _, text in islice(_docstrings(), count)]
     if count is not None and len(found) < count:
         raise ValueError(f"{count} docstrings asked for, and the standard library has {len(found)}")
+    return found
+
+
+def named_docstrings() -> list[tuple[str, str]]:
+    """The same in the same order, each with a name of its own: `datetime.date.today`, and a number where it recurs."""
+    found = []
+    seen: Counter[str] = Counter()
+    for name, text in _docstrings():
+        seen[name] += 1
+        found.append((name if seen[name] == 1 else f"{name}#{seen[name]}", text))
     return found
 
 
@@ -29,7 +40,8 @@ def sentences(count: int) -> list[str]:
     return found
 
 
-def _docstrings() -> Iterator[str]:
+def _docstrings() -> Iterator[tuple[str, str]]:
+    """Docstrings with the qualified names of what they document."""
     root = Path(sysconfig.get_path("stdlib"))
     for path in sorted(root.rglob("*.py")):
         if SKIPPED.intersection(path.relative_to(root).parts):
@@ -41,14 +53,24 @@ def _docstrings() -> Iterator[str]:
                 tree = ast.parse(path.read_bytes())
         except SyntaxError:
             continue  # Files of lib2to3 that are Python 2 on purpose.
-        for node in ast.walk(tree):
-            if isinstance(node, DOCUMENTED) and (text := ast.get_docstring(node)):
-                yield text
+        module = path.relative_to(root).with_suffix("")
+        yield from _of_tree(tree, ".".join(module.parent.parts if module.name == "__init__" else module.parts))
+
+
+def _of_tree(tree: ast.Module, module: str) -> Iterator[tuple[str, str]]:
+    """Breadth first, like `ast.walk`."""
+    todo: deque[tuple[str, ast.AST]] = deque([(module, tree)])
+    while todo:
+        name, node = todo.popleft()
+        if isinstance(node, (ast.Module, *DEFINITIONS)) and (text := ast.get_docstring(node)):
+            yield name, text
+        for child in ast.iter_child_nodes(node):
+            todo.append((f"{name}.{child.name}" if isinstance(child, DEFINITIONS) else name, child))
 
 
 def _sentences() -> Iterator[str]:
     seen: set[str] = set()
-    for text in _docstrings():
+    for _, text in _docstrings():
         for part in ENDS.split(text):
             sentence = " ".join(part.split())
             if sentence and sentence not in seen:

@@ -7,10 +7,12 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from contracts.jobs import JobInfo
 
@@ -28,6 +30,15 @@ class Silent:
         """Nothing."""
 
 
+class _Rate(ProgressColumn):
+    """Inputs a second, of late; over all of it at the end."""
+
+    def render(self, task: Task) -> Text:
+        """The rate, once there is one."""
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.0f}/s")
+
+
 class ProgressBar(Silent):
     """A bar on stderr: inputs done, what they were, rate and time left."""
 
@@ -37,11 +48,12 @@ class ProgressBar(Silent):
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[detail]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            _Rate(),
+            TextColumn("[dim]{task.fields[clock]}"),
+            TimeRemainingColumn(elapsed_when_finished=True),
             console=Console(stderr=True),
         )
-        self._task = self._progress.add_task("", total=None, state="", detail="")
+        self._task = self._progress.add_task("", total=None, state="", detail="", clock="")
 
     def show(self, info: JobInfo) -> None:
         """Bring the bar up to what the job says."""
@@ -57,6 +69,7 @@ class ProgressBar(Silent):
             completed=counts.distinct - counts.waiting,
             state=str(info.state),
             detail=", ".join(parts),
+            clock="left" if counts.waiting else "took",
         )
 
     def __enter__(self) -> Self:

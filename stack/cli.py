@@ -139,7 +139,7 @@ def doctor(json: Json = False) -> None:
     else:
         colours = {Verdict.OK: "green", Verdict.WARNING: "yellow", Verdict.BROKEN: "bold red"}
         rows = [(f.check, Text(f.verdict, style=colours.get(f.verdict, "dim")), f.detail, f.remedy) for f in findings]
-        emit_table(("CHECK", "", "DETAIL", "REMEDY"), rows)
+        emit_table(("CHECK", "VERDICT", "DETAIL", "REMEDY"), rows)
     if any(finding.verdict is Verdict.BROKEN for finding in findings):
         raise typer.Exit(FAILED)
 

@@ -15,7 +15,7 @@ TICKET = "batchmill.ticket"
 TICK = "batchmill.tick"
 TICK_QUEUE = Queue("batchmill.ticks", routing_key="batchmill.ticks")
 _RETRIES = {"max_retries": 2, "interval_start": 0, "interval_step": 0.2, "interval_max": 0.5}
-_SCHEMES = ("redis", "rediss", "redis+socket", "valkey", "valkeys", "amqp", "amqps", "pyamqp")
+_SCHEMES = ("redis", "rediss", "redis+socket", "amqp", "amqps", "pyamqp")
 _REDIS_OPTIONS = {
     "socket_timeout": 15,
     "socket_connect_timeout": 3,
@@ -34,7 +34,7 @@ def celery_app(broker_url: str) -> Celery:
     """The Celery application as producers and workers configure it alike.
 
     Raises:
-        ConfigurationError: No transport of ours is meant by the URL.
+        ConfigurationError: No transport of ours is meant by the URL, or a part of it is not understood.
     """
     scheme = broker_url.partition(":")[0]
     if scheme not in _SCHEMES:
@@ -54,6 +54,10 @@ def celery_app(broker_url: str) -> Celery:
         # A broker that freezes is noticed by the socket, not by luck.
         broker_transport_options=_REDIS_OPTIONS if redis else _AMQP_OPTIONS,
     )
+    try:
+        app.connection_for_write()  # nothing is connected yet
+    except ValueError as error:
+        raise ConfigurationError(f"BATCHMILL_BROKER_URL: {error}") from None
     return app
 
 
@@ -66,6 +70,8 @@ class Tickets:
 
     def __init__(self, broker_url: str, app: Celery | None = None) -> None:
         self._app = app or celery_app(broker_url)
+        transport = self._app.connection_for_write()
+        self._errors = (KombuError, OSError, *transport.connection_errors, *transport.channel_errors)
 
     def publish(self, pool: str, count: int) -> None:
         """Wake workers of a pool, each to claim one shard.
@@ -109,7 +115,7 @@ class Tickets:
     def _typed_errors(self) -> Iterator[None]:
         try:
             yield
-        except (KombuError, OSError) as error:
+        except self._errors as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             address = self._app.connection_for_write().as_uri()
             raise BrokerUnavailable(f"the broker at {address} does not answer: {reason}") from error

@@ -13,6 +13,11 @@ from contracts.errors import JobNotFound, WrongState
 from contracts.jobs import JobCounts, JobInfo, JobStats
 from contracts.states import JobState, Priority
 
+FEWEST_SHARDS = 32
+SMALLEST_SHARD = 2048
+"""A job is cut into so many shards at least, so that several workers can share it, unless they would hold fewer
+estimated tokens than this."""
+
 _SELECT = """
     SELECT jobs.*, targets.params, models.name AS model_name, models.version AS model_version, models.task
     FROM jobs JOIN targets ON targets.id = jobs.target_id JOIN models ON models.id = targets.model_id
@@ -224,9 +229,14 @@ def seal(connection: Connection, job_id: UUID, target_id: int, *, shard_tokens: 
     if connection.execute(receiving, {"id": job_id}).first() is None:
         raise WrongState(f"job {job_id} was removed: nothing of it arrived for too long; submit again")
     connection.execute(_DISTINCT_INPUTS, {"job_id": job_id, "target_id": target_id})
-    distinct, cached, truncated = connection.execute(
-        text("SELECT count(*), count(truncated), count(*) FILTER (WHERE truncated) FROM batchmill_distinct")
+    distinct, cached, truncated, tokens = connection.execute(
+        text("""
+            SELECT count(*), count(truncated), count(*) FILTER (WHERE truncated),
+                   coalesce(sum(size / 4 + 2) FILTER (WHERE truncated IS NULL), 0)::bigint
+            FROM batchmill_distinct
+        """)
     ).one()
+    shard_tokens = min(shard_tokens, max(tokens // FEWEST_SHARDS, SMALLEST_SHARD))
     siblings = connection.execute(
         text("SELECT count(*) FROM jobs WHERE target_id = :target_id AND state IN ('queued', 'running')"),
         {"target_id": target_id},

@@ -151,13 +151,14 @@ class Page:
 def _page_query(column: str) -> str:
     return f"""
         SELECT items.position, items.custom_id,
-               CASE WHEN item_errors.input_id IS NULL THEN results.{column} END,
+               results.{column},
                item_errors.code, item_errors.message,
                results.input_id IS NOT NULL AND shards.job_id IS DISTINCT FROM items.job_id,
                coalesce(results.truncated, false)
         FROM items
         LEFT JOIN item_errors ON item_errors.job_id = items.job_id AND item_errors.input_id = items.input_id
         LEFT JOIN results ON results.target_id = %(target_id)s AND results.input_id = items.input_id
+             AND item_errors.input_id IS NULL
         LEFT JOIN shards ON shards.id = results.shard_id
         WHERE items.job_id = %(job_id)s AND items.position >= %(start)s AND items.position < %(stop)s
         ORDER BY items.position
@@ -168,7 +169,10 @@ _VECTOR = {"embedding": ">f4", "embedding_half": ">f2"}
 
 
 def read(connection: Connection, *, job_id: UUID, target_id: int, column: str, start: int, stop: int) -> Page:
-    """The items of a job at positions `start` to `stop - 1`, with what is known of them."""
+    """The items of a job at positions `start` to `stop - 1`, with what is known of them.
+
+    Where the job has an error, a result that another job got is not looked at.
+    """
     rows = list(
         copy_out(
             connection,

@@ -55,25 +55,34 @@ class ShardOutcome:
     budget_tokens: int = 0
 
 
-_PICK_JOB = text("""
+# A shard is left alone while an equal one of another job is being computed: afterwards it is all in the cache. Equal
+# jobs are cut alike, so that the first input tells.
+_CLAIMABLE = """
+    shards.state = 'queued' AND (shards.not_before IS NULL OR shards.not_before <= now())
+    AND NOT EXISTS (
+        SELECT FROM shards AS twin JOIN jobs AS other ON other.id = twin.job_id
+        WHERE twin.state = 'leased' AND twin.job_id <> shards.job_id AND other.target_id = jobs.target_id
+          AND twin.input_ids[1] = shards.input_ids[1])
+"""
+
+_PICK_JOB = text(f"""
     SELECT jobs.id, jobs.priority, jobs.target_id FROM jobs
     JOIN targets ON targets.id = jobs.target_id JOIN models ON models.id = targets.model_id
     WHERE jobs.pool = :pool AND jobs.state IN ('queued', 'running') AND jobs.priority <= :lowest
       AND (models.id = ANY(:loaded) OR models.memory_bytes <= :free OR models.memory_bytes > :total)
-      AND EXISTS (SELECT FROM shards WHERE shards.job_id = jobs.id AND shards.state = 'queued'
-                  AND (shards.not_before IS NULL OR shards.not_before <= now()))
+      AND EXISTS (SELECT FROM shards WHERE shards.job_id = jobs.id AND {_CLAIMABLE})
     ORDER BY jobs.priority,
              NOT (models.id = ANY(:loaded) OR coalesce(jobs.served_at, jobs.queued_at) < now() - :starving),
              jobs.service, jobs.queued_at, jobs.id
     LIMIT 1
 """).bindparams(bindparam("loaded", type_=ARRAY(BIGINT)))
 
-_TAKE_SHARD = text("""
+_TAKE_SHARD = text(f"""
     UPDATE shards SET state = 'leased', token = gen_random_uuid(), attempt = attempt + 1, worker = :worker,
                       lease_expires_at = now() + :lease, not_before = NULL
-    WHERE id = (SELECT id FROM shards
-                WHERE job_id = :job_id AND state = 'queued' AND (not_before IS NULL OR not_before <= now())
-                ORDER BY ordinal LIMIT 1 FOR UPDATE SKIP LOCKED)
+    WHERE id = (SELECT shards.id FROM shards JOIN jobs ON jobs.id = shards.job_id
+                WHERE shards.job_id = :job_id AND {_CLAIMABLE}
+                ORDER BY shards.ordinal LIMIT 1 FOR UPDATE OF shards SKIP LOCKED)
     RETURNING id, token, attempt, input_ids, estimated_tokens
 """)
 
@@ -265,7 +274,7 @@ def claimable(connection: Connection) -> dict[str, int]:
               AND jobs.state IN ('queued', 'running') GROUP BY jobs.pool
         """)
     )
-    return dict(rows.tuples().all())
+    return {row[0]: row[1] for row in rows}
 
 
 def any_claimable(connection: Connection, pool: str) -> bool:

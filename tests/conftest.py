@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -104,6 +105,14 @@ class Mill:
             broker_url=self.environment["BATCHMILL_BROKER_URL"],
             home=self.folder,
             artifacts=self.environment["BATCHMILL_ARTIFACTS"],
+        )
+
+    def run_client(self, script: str) -> subprocess.CompletedProcess[str]:
+        """Run a script with a `client` in a process of its own."""
+        text = f"from producer import Client\nclient = Client()\n{textwrap.dedent(script)}"
+        environment = {**os.environ, **self.environment, "BATCHMILL_HOME": str(self.folder)}
+        return subprocess.run(
+            [sys.executable, "-c", text], env=environment, stdout=subprocess.PIPE, text=True, timeout=150, check=False
         )
 
     def worker(self, **settings: str) -> subprocess.Popen[bytes]:

@@ -1,11 +1,15 @@
 """The token budget of a model on a device, measured: how many padded tokens a forward pass should hold."""
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from contracts.errors import ModelLoadFailed
 from storage.budgets import Budget
 from worker.engines.base import Engine
+
+log = logging.getLogger(__name__)
 
 SMALLEST, LARGEST = 512, 262_144
 LENGTH = 64
@@ -26,13 +30,24 @@ def measure(engine: Engine, params: Mapping[str, Any], clock: Callable[[], float
 
     Padding and batch size trade against each other differently on every processor, so that a guess costs: on two
     cores with AVX-512 the best budget of a small encoder is about 2,000 tokens, and 32,000 lose a third.
+
+    Raises:
+        ModelLoadFailed: Not even the smallest pass succeeds.
     """
-    engine.run(engine.synthetic(LENGTH, 1), params)  # the first pass pays for what libraries put off until then
     speeds: dict[int, float] = {}
     tokens, declines = SMALLEST, 0
     while tokens <= LARGEST:
-        rows = engine.synthetic(LENGTH, max(tokens // LENGTH, 1))
-        fastest = min(_seconds(engine, rows, params, clock) for _ in range(PASSES))
+        try:
+            if not speeds:  # the first pass pays for what libraries put off until then
+                engine.run(engine.synthetic(LENGTH, 1), params)
+            rows = engine.synthetic(LENGTH, max(tokens // LENGTH, 1))
+            fastest = min(_seconds(engine, rows, params, clock) for _ in range(PASSES))
+        except (RuntimeError, MemoryError) as error:  # torch's own for a full memory is a RuntimeError
+            if not speeds:
+                reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+                raise ModelLoadFailed(f"its first pass failed: {type(error).__name__}: {reason}") from error
+            log.info("%d tokens do not go through the model: %s", tokens, error)
+            break
         speeds[tokens] = tokens / fastest
         declines = declines + 1 if speeds[tokens] < 0.9 * max(speeds.values()) else 0
         if fastest > PATIENCE or declines == DECLINES:

@@ -87,6 +87,8 @@ class Device:
                 shared = alone & np.isin(shard.input_ids, other.input_ids[~other.settled])
                 if shared.any():
                     other.followers.append((shard, frozenset(shard.input_ids[shared].tolist())))
+                    # Or urgent rows would wait behind all that comes before those that they follow.
+                    other.block.rank = min(other.block.rank, shard.block.rank)
                     alone &= ~shared
         shard.block.order = shard.block.order[alone[shard.block.order]]
         shard.uncomputed = int(alone.sum())
@@ -111,11 +113,13 @@ class Device:
                 del self._shards[block]
 
     def stop(self) -> None:
-        """End after the micro-batch in flight."""
+        """End after the micro-batch in flight; calls that were not reached are cancelled."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
         self._thread.join()
+        for _, future in self._calls:
+            future.cancel()
 
     def _loop(self) -> None:
         while True:

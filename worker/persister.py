@@ -8,7 +8,14 @@ from collections import defaultdict
 from collections.abc import Callable
 
 import numpy as np
-from tenacity import Retrying, before_sleep_log, retry_if_exception_type, wait_exponential
+from tenacity import (
+    Retrying,
+    before_sleep_log,
+    retry_if_exception_type,
+    sleep_using_event,
+    stop_when_event_set,
+    wait_exponential,
+)
 
 from contracts.errors import DatabaseUnavailable
 from storage import results
@@ -36,6 +43,16 @@ class Persister:
         self._database = database
         self._settle = settle
         self._queue: queue.SimpleQueue[list[Computed] | None] = queue.SimpleQueue()
+        self._stopping = threading.Event()
+        # Postgres may be away for a while: what was computed waits for it. Leases expire by its clock.
+        self._retrying = Retrying(
+            retry=retry_if_exception_type(DatabaseUnavailable),
+            wait=wait_exponential(multiplier=0.2, max=5),
+            sleep=sleep_using_event(self._stopping),
+            stop=stop_when_event_set(self._stopping),
+            before_sleep=before_sleep_log(log, logging.WARNING),
+            reraise=True,
+        )
         self._thread = threading.Thread(target=self._loop, name="persister", daemon=True)
 
     def start(self) -> None:
@@ -47,22 +64,20 @@ class Persister:
         self._queue.put(computed)
 
     def stop(self) -> None:
-        """Write what was taken, and end."""
+        """Write what was taken, and end; what cannot be written now is given up, and computed again by others."""
         self._queue.put(None)
+        self._stopping.set()
         self._thread.join()
 
     def _loop(self) -> None:
         while (first := self._queue.get()) is not None:
             pending = list(first)
             more = self._collect(pending)
-            for attempt in Retrying(
-                # Postgres may be away for a while: what was computed waits for it. Leases expire by its clock.
-                retry=retry_if_exception_type(DatabaseUnavailable),
-                wait=wait_exponential(multiplier=0.2, max=5),
-                before_sleep=before_sleep_log(log, logging.WARNING),
-            ):
-                with attempt:
-                    self._write(pending)
+            try:
+                self._retrying(self._write, pending)
+            except DatabaseUnavailable as error:
+                log.warning("what was computed last is given up: %s", error)
+                return
             self._settle(pending)
             if not more:
                 return

@@ -133,9 +133,7 @@ def test_a_new_epoch_computes_afresh_and_versions_are_told_apart(client: Client)
     assert (first.version, second.version) == (1, 2)
     assert client.models.get("versions") == second
     assert client.models.get("versions@1") == first
-    widths = [
-        next(client.submit(f"versions{at}", ["x"]).wait(timeout=60).results()).output.shape for at in ("@1", "")
-    ]
+    widths = [next(client.submit(f"versions{at}", ["x"]).wait(timeout=60).results()).output.shape for at in ("@1", "")]
     assert widths == [(8,), (16,)]
     client.models.remove("versions@2")
     assert client.models.get("versions") == first
@@ -161,9 +159,7 @@ def test_the_same_key_gives_the_same_job_while_the_first_is_received(client: Cli
         yield "r2"
 
     ids = []
-    thread = threading.Thread(
-        target=lambda: ids.append(client.submit("vectors", slowly(), idempotency_key="race").id)
-    )
+    thread = threading.Thread(target=lambda: ids.append(client.submit("vectors", slowly(), idempotency_key="race").id))
     thread.start()
     assert begun.wait(30)
     second = client.submit("vectors", ["r1", "r2"], idempotency_key="race")

@@ -68,7 +68,7 @@ class TestClaim:
 
     def test_the_urgent_class_comes_first(self, database: Database, target_id: int) -> None:
         made = {
-            priority: submit(database, target_id, [priority], priority=priority)
+            priority: submit(database, target_id, [priority.value], priority=priority)
             for priority in (Priority.BULK, Priority.NORMAL, Priority.INTERACTIVE)
         }
         assert claim(database, lowest=Priority.INTERACTIVE).job_id == made[Priority.INTERACTIVE]  # type: ignore[union-attr]
@@ -299,8 +299,8 @@ class TestClose:
             JobState.RUNNING,
             JobCounts(items=8, distinct=8, cached=1, computed=2, failed=1, truncated=2),
         )
+        store(database, target_id, second.shard_id, second.input_ids)
         with database.transaction() as connection:
-            store(database, target_id, second.shard_id, second.input_ids)
             assert shards.close(connection, second, ShardOutcome({}, 2.5, 100, 150, 200))
         state, counted = counts(database, job_id)
         assert (state, counted) == (
@@ -335,7 +335,6 @@ class TestClose:
     def test_of_two_that_computed_the_same_the_later_counts_it_as_cached(
         self, database: Database, target_id: int
     ) -> None:
-        # Its second life by another worker computes nothing anew, and yet it is the same shard's work.
         first, second = submit(database, target_id, "abc"), submit(database, target_id, "bcd")
         mine, theirs = claimed(database), claimed(database)
         assert (mine.job_id, theirs.job_id) == (first, second)

@@ -1,0 +1,184 @@
+"""What workers promise, seen from outside: real processes on a real database and a real broker."""
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from benchmarks.texts import stdlib_docstrings
+from benchmarks.weights import MINILM
+from contracts.errors import JobFailed
+from producer import Client
+from tests.conftest import Mill, wait_until
+
+SLOW = "fake:?item_delay=0.001"
+
+
+def query(client: Client, statement: str) -> list[tuple[object, ...]]:
+    with client._database.transaction() as connection:
+        return [tuple(row) for row in connection.execute(text(statement))]
+
+
+def inputs(count: int, tag: str = "") -> list[str]:
+    return [f"{tag} input {number:06d} ".ljust(100, "x") for number in range(count)]
+
+
+def test_two_workers_share_a_job(mill: Mill) -> None:
+    with mill.client() as client:
+        mill.worker()
+        mill.worker()
+        client.models.add("slow", SLOW)
+        client.submit("slow", inputs(4, "warm")).wait(timeout=60)
+        job = client.submit("slow", inputs(6000)).wait(timeout=120)
+        assert job.counts.computed == 6000
+        shares = query(client, "SELECT sum(cardinality(input_ids)) FROM shards GROUP BY worker ORDER BY 1 DESC")
+        assert len(shares) == 2, shares
+        assert shares[1][0] >= 2000, shares  # type: ignore[operator]
+
+
+def test_two_equal_jobs_at_once_compute_little_twice(mill: Mill) -> None:
+    with mill.client() as client:
+        mill.worker()
+        mill.worker()
+        client.models.add("slow", SLOW)
+        client.submit("slow", inputs(4, "warm")).wait(timeout=60)
+        first, second = (client.submit("slow", inputs(8000)) for _ in range(2))
+        first.wait(timeout=120)
+        second.wait(timeout=120)
+        alone = client.models.add("alone", SLOW, pool="default", quantization="bf16")
+        tokens = client.submit(alone.reference, inputs(8000)).wait(timeout=120).info.stats.real_tokens
+        both = first.info.stats.real_tokens + second.info.stats.real_tokens
+        assert tokens <= both <= 1.10 * tokens
+        assert first.counts.computed + second.counts.computed == 8000
+        assert first.counts.cached + second.counts.cached == 8000
+
+
+def test_a_killed_worker_loses_nothing(mill: Mill) -> None:
+    with mill.client() as client:
+        victim = mill.worker(BATCHMILL_LEASE_SECONDS="2")
+        mill.beat()
+        client.models.add("slow", SLOW)
+        job = client.submit("slow", inputs(4000))
+        wait_until(lambda: job.refresh().counts.computed > 0, 60)
+        victim.send_signal(signal.SIGKILL)
+        victim.wait()
+        mill.worker(BATCHMILL_LEASE_SECONDS="2")
+        job.wait(timeout=60)
+        assert job.counts.computed == 4000
+        assert sum(result.output is not None for result in job.results()) == 4000
+        assert query(client, "SELECT count(*) FROM shards WHERE attempt > 1")[0][0] > 0  # type: ignore[operator]
+
+
+def test_sigterm_gives_leases_back_at_once(mill: Mill) -> None:
+    with mill.client() as client:
+        leaving = mill.worker()
+        client.models.add("slow", SLOW)
+        job = client.submit("slow", inputs(4000))
+        wait_until(lambda: job.refresh().counts.computed > 0, 60)
+        leaving.terminate()
+        assert leaving.wait(30) == 0, mill.log(leaving)
+        assert query(client, "SELECT count(*) FROM shards WHERE state = 'leased'") == [(0,)]
+        stored = query(client, "SELECT count(*) FROM results")[0][0]
+        assert 0 < stored < 4000  # type: ignore[operator]
+        mill.worker()
+        job.wait(timeout=60)
+        assert job.counts.computed == 4000
+        # Nothing that was stored was computed again: what ran is at most what there is, and the passes in flight.
+        assert query(client, "SELECT max(attempt) FROM shards") == [(1,)]
+
+
+def test_an_interactive_line_overtakes_a_bulk_job(mill: Mill) -> None:
+    with mill.client() as client:
+        mill.worker()
+        client.models.add("slow", SLOW)
+        client.submit("slow", inputs(4, "warm")).wait(timeout=60)
+        bulk = client.submit("slow", inputs(10_000), priority="bulk")
+        wait_until(lambda: bulk.refresh().counts.computed > 0, 60)
+        asked = client.submit("slow", ["one line"], priority="interactive").wait(timeout=60)
+        assert asked.counts.computed == 1
+        assert not bulk.refresh().state.terminal
+        assert bulk.counts.computed < 8000
+
+
+def test_budgets_are_measured_once(mill: Mill) -> None:
+    with mill.client() as client:
+        client.models.add("minilm", str(MINILM), quantization="bf16")
+        for number in range(2):
+            worker = mill.worker()
+            client.submit("minilm", [f"text {number}"]).wait(timeout=120)
+            mill.stop(worker)
+            assert ("tokens a micro-batch" in mill.log(worker)) == (number == 0)
+        ((tokens, speed),) = query(client, "SELECT budget_tokens, tokens_per_second FROM batch_budgets")
+        assert 512 <= tokens <= 262_144  # type: ignore[operator]
+        assert speed > 100  # type: ignore[operator]
+
+
+def test_a_worker_on_another_host_fetches_and_verifies(mill: Mill) -> None:
+    """Each worker of a mill has a home of its own, and only the artifact store in common."""
+    with mill.client() as client:
+        model = client.models.add("minilm", str(MINILM), quantization="nf4")
+        mill.worker()
+        texts = stdlib_docstrings(300)
+        job = client.submit("minilm", texts).wait(timeout=120)
+        assert job.counts.computed == len(set(texts))
+        assert (mill.folder / "worker0" / "cache").is_dir()
+
+        weights = next(file for file in model.files if file.path == "model.safetensors")
+        stored = Path(mill.environment["BATCHMILL_ARTIFACTS"]) / "sha256" / weights.sha256[:2] / weights.sha256
+        with stored.open("r+b") as stream:
+            stream.seek(weights.size // 2)
+            stream.write(b"damaged")
+        mill.worker(BATCHMILL_POOL="elsewhere")
+        client.models.add("copy", "fake:")  # the other pool's worker gets the same files under another name
+        with client._database.transaction() as connection:
+            connection.execute(text("UPDATE models SET pool = 'elsewhere' WHERE name = 'minilm'"))
+        with pytest.raises(JobFailed, match=f"artifact_error.*model.safetensors.*{weights.sha256}"):
+            client.submit("minilm", ["never computed before"]).wait(timeout=120)
+
+
+def test_a_client_that_dies_midway_leaves_no_job_that_runs(mill: Mill) -> None:
+    with mill.client() as client:
+        client.models.add("vectors", "fake:")
+        mill.worker(BATCHMILL_ABANDON_SECONDS="1")
+        mill.beat()
+        dying = mill.run_client(
+            """
+            import os, signal
+            from producer.submission import CHUNK_LINES
+
+            def dies():
+                yield from (f"item {number}" for number in range(CHUNK_LINES))
+                yield "one more"
+                os.kill(os.getpid(), signal.SIGKILL)
+
+            client.submit("vectors", dies())
+            """
+        )
+        assert dying.returncode == -signal.SIGKILL
+        wait_until(lambda: query(client, "SELECT count(*) FROM jobs") == [(0,)])
+        assert query(client, "SELECT count(*) FROM items") == [(0,)]
+        assert query(client, "SELECT count(*) FROM shards") == [(0,)]
+
+
+def test_a_million_items_take_little_memory(mill: Mill) -> None:
+    begin = time.monotonic()
+    with mill.client() as client:
+        client.models.add("nobody", "fake:", pool="nobody")
+    measured = mill.run_client(
+        """
+        import resource
+
+        def used():
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+        client.submit("nobody", ["warm-up"])
+        before = used()
+        job = client.submit("nobody", (f"item {number}" for number in range(1_000_000)))
+        print(job.counts.items, used() - before)
+        """
+    )
+    items, grown = map(int, measured.stdout.split())
+    assert items == 1_000_000
+    assert grown < 200_000_000, f"{grown:,} bytes after {time.monotonic() - begin:.0f} s"

@@ -1,0 +1,280 @@
+"""The console script as a person runs it: on an embedded stack of its own, with a model that is a fake."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+
+SCRIPT = Path(sys.executable).with_name("batchmill")
+
+
+class Terminal:
+    """Runs commands in a folder, under a home."""
+
+    def __init__(self, folder: Path, home: Path) -> None:
+        self.folder = folder
+        ours = {"BATCHMILL_HOME": str(home), "PYTHONUNBUFFERED": "1"}
+        self.environment = {k: v for k, v in os.environ.items() if not k.startswith("BATCHMILL_")} | ours
+
+    def __call__(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        command, env = [SCRIPT, *arguments], self.environment | environment
+        return subprocess.run(command, cwd=self.folder, env=env, capture_output=True, text=True, timeout=60)
+
+    def json(self, *arguments: str) -> Any:
+        done = self(*arguments, "--json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def lines(self, name: str) -> list[Any]:
+        return [json.loads(line) for line in (self.folder / name).read_text().splitlines()]
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        pipe = subprocess.PIPE
+        return subprocess.Popen(
+            [SCRIPT, *arguments], cwd=self.folder, env=self.environment, stdout=pipe, stderr=pipe, text=True
+        )
+
+    def write(self, name: str, content: str) -> str:
+        (self.folder / name).write_text(content)
+        return name
+
+
+@pytest.fixture(scope="module")
+def running_home() -> Iterator[Path]:
+    """A short path: sockets live below it."""
+    home = Path(tempfile.mkdtemp(prefix="bm-"))
+    batchmill = Terminal(home, home)
+    try:
+        started = batchmill("up", "--detach", "--json")
+        assert started.returncode == 0, started.stderr
+        assert "batchmill down` ends it" in started.stderr
+        assert str(home) in json.loads(started.stdout)["database_url"]
+        assert batchmill("models", "add", "m", "fake:?dimensions=4&fail=poison").stdout == "m@1\n"
+        yield home
+    finally:
+        ended = batchmill("down")
+        shutil.rmtree(home)
+    assert ended.returncode == 0
+    assert ended.stderr == f"ended beat, worker, valkey, postgres under {home.resolve()}\n"
+
+
+@pytest.fixture
+def batchmill(running_home: Path, tmp_path: Path) -> Terminal:
+    return Terminal(tmp_path, running_home)
+
+
+def write_inputs(folder: Path) -> dict[str, str]:
+    """The same two texts in every format; a .txt has no ids."""
+    (folder / "in.jsonl").write_text('{"id": "a", "input": "one"}\n{"id": "b", "input": "two"}\n')
+    (folder / "in.txt").write_text("one\ntwo\n")
+    (folder / "in.csv").write_text("key,words\na,one\nb,two\n")
+    table = pa.table({"key": ["a", "b"], "words": ["one", "two"]})
+    pq.write_table(table, folder / "in.parquet")
+    return {"in.jsonl": "out.jsonl", "in.txt": "out.jsonl", "in.csv": "out.parquet", "in.parquet": "out.csv"}
+
+
+def test_a_file_of_any_format_goes_in_and_results_come_out(batchmill: Terminal) -> None:
+    for source, target in write_inputs(batchmill.folder).items():
+        columns = ["--id-column", "key", "--input-column", "words"] if source in ("in.csv", "in.parquet") else []
+        done = batchmill("run", source, "--model", "m", "-o", target, *columns)
+
+        assert (done.returncode, done.stdout) == (0, ""), done.stderr
+        assert ["items", "2"] in [line.split() for line in done.stderr.splitlines()]
+        path = batchmill.folder / target
+        ids = [0, 1] if source == "in.txt" else ["a", "b"]
+        match path.suffix:
+            case ".jsonl":
+                lines = batchmill.lines(target)
+                assert [line["id"] for line in lines] == ids
+                assert all(len(line["output"]) == 4 for line in lines)
+            case ".parquet":
+                assert pq.read_table(path)["custom_id"].to_pylist() == ids
+            case ".csv":
+                assert pyarrow.csv.read_csv(path)["custom_id"].to_pylist() == ids
+
+
+def test_what_was_computed_once_is_served_from_the_cache(batchmill: Terminal) -> None:
+    source = batchmill.write("in.txt", "cache me\ncache me\nand me\n")
+
+    first = batchmill.json("run", source, "-m", "m", "-o", "out.csv")
+    assert (first["counts"]["items"], first["counts"]["distinct"], first["counts"]["computed"]) == (3, 2, 2)
+    assert first["figures"]["tokens_per_second"] > 0
+    again = batchmill.json("run", source, "-m", "m", "-o", "out.csv")
+    assert (again["counts"]["cached"], again["counts"]["computed"]) == (2, 0)
+    assert again["figures"]["tokens_per_second"] is None
+
+    invalidated = batchmill("models", "invalidate", "m")
+    assert (invalidated.returncode, invalidated.stdout) == (0, "")
+    assert invalidated.stderr.startswith("m@1 begins epoch ")
+    afresh = batchmill.json("run", source, "-m", "m", "-o", "out.csv")
+    assert afresh["counts"]["computed"] == 2
+
+
+def test_a_bad_line_ends_it_or_is_left_out(batchmill: Terminal) -> None:
+    source = batchmill.write("in.jsonl", '"good"\n{"text": "wrong key"}\n"good too"\n')
+
+    refused = batchmill("run", source, "-m", "m", "-o", "out.jsonl")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr.startswith("error: in.jsonl, line 2: the object has no key 'input'")
+    assert len(refused.stderr.splitlines()) == 1
+    assert not (batchmill.folder / "out.jsonl").exists()
+
+    report = batchmill("submit", source, "-m", "m", "--dry-run", "--json")
+    assert report.returncode == 1
+    found = json.loads(report.stdout)
+    assert (found["items"], found["bad"], found["errors"][0]["where"]) == (2, 1, "in.jsonl, line 2")
+
+    done = batchmill("run", source, "-m", "m", "-o", "out.jsonl", "--skip-bad")
+    assert done.returncode == 0, done.stderr
+    warnings = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
+    assert warnings[0].startswith("warning: in.jsonl, line 2: ")
+    assert warnings[1] == "warning: 1 bad line was left out"
+    assert [line["id"] for line in batchmill.lines("out.jsonl")] == [0, 1]
+
+
+def test_inputs_that_fail_are_said_and_have_their_error(batchmill: Terminal) -> None:
+    done = batchmill("run", batchmill.write("in.txt", "fine\npoison\n"), "-m", "m", "-o", "out.jsonl")
+
+    assert done.returncode == 0, done.stderr
+    assert "warning: 1 inputs failed" in done.stderr
+    fine, poison = batchmill.lines("out.jsonl")
+    assert (fine["error"], poison["output"]) == (None, None)
+    assert "poison" in poison["error"]["message"]
+
+
+def test_a_model_is_registered_on_the_way(batchmill: Terminal) -> None:
+    source = batchmill.write("in.txt", "one\n")
+    options = ["--source", "fake:?dimensions=2", "--quantization", "nf4"]
+
+    done = batchmill("run", source, "-m", "on-the-way", "-o", "out.jsonl", *options)
+    assert done.returncode == 0, done.stderr
+    assert "model on-the-way@1 (nf4) is registered" in done.stderr
+
+
+def test_a_job_is_followed_by_its_id(batchmill: Terminal) -> None:
+    source = batchmill.write("in.txt", "followed\nby id\n")
+    options = ["-m", "m", "--param", "precision=float16", "--metadata", "night=12", "--idempotency-key", "one-night"]
+
+    submitted = batchmill("submit", source, *options)
+    job_id = submitted.stdout.strip()
+    assert batchmill("submit", source, *options, "--wait").stdout.strip() == job_id
+
+    shown = batchmill.json("jobs", "show", job_id)
+    assert (shown["id"], shown["state"], shown["metadata"]) == (job_id, "succeeded", {"night": 12})
+    assert shown["params"]["precision"] == "float16"
+    assert job_id in [job["id"] for job in batchmill.json("jobs", "list", "--state", "succeeded", "--limit", "5")]
+    watched = batchmill("jobs", "watch", job_id)
+    assert (watched.returncode, watched.stdout) == (0, "")
+
+    lines = [json.loads(line) for line in batchmill("jobs", "results", job_id).stdout.splitlines()]
+    assert [(line["id"], len(line["output"])) for line in lines] == [(0, 4), (1, 4)]
+
+    unknown = batchmill("jobs", "show", "0" * 32)
+    assert (unknown.returncode, unknown.stdout) == (1, "")
+    assert unknown.stderr.startswith("error: no job 0")
+
+
+def test_a_reader_that_leaves_is_no_error(batchmill: Terminal) -> None:
+    source = batchmill.write("in.txt", "".join(f"text {i}\n" for i in range(5_000)))
+    job_id = batchmill("submit", source, "-m", "m", "--wait").stdout.strip()
+
+    results = batchmill.start("jobs", "results", job_id)
+    assert results.stdout is not None
+    assert json.loads(results.stdout.readline())["id"] == 0
+    results.stdout.close()
+    assert results.stderr is not None
+    assert results.stderr.read() == ""
+    results.stderr.close()
+    results.wait(30)
+
+
+def test_ctrl_c_ends_the_waiting_and_not_the_job(batchmill: Terminal, eventually: Callable[..., None]) -> None:
+    assert batchmill("models", "add", "slow", "fake:?load_delay=4").returncode == 0
+    source = batchmill.write("in.txt", "slow\n")
+    waiting = batchmill.start("run", source, "-m", "slow", "-o", "out.csv")
+    eventually(lambda: batchmill.json("jobs", "list", "--state", "running"))
+    waiting.send_signal(signal.SIGINT)
+    stdout, stderr = waiting.communicate(timeout=30)
+
+    assert (waiting.returncode, stdout) == (130, "")
+    farewell = stderr.splitlines()[-1]
+    assert farewell.startswith("interrupted; job ")
+    job_id = farewell.split()[-1]
+    assert batchmill("jobs", "watch", job_id).returncode == 0
+    assert batchmill.json("jobs", "show", job_id)["state"] == "succeeded"
+
+
+def test_the_register_of_models(batchmill: Terminal) -> None:
+    added = batchmill.json("models", "add", "kept", "fake:?dimensions=8", "--pool", "gpus")
+    assert (added["reference"], added["pool"]) == ("kept@1", "gpus")
+    assert added in batchmill.json("models", "list")
+    assert ["model", "kept@1"] in [line.split() for line in batchmill("models", "show", "kept").stdout.splitlines()]
+    removed = batchmill("models", "remove", "kept")
+    assert (removed.returncode, removed.stderr) == (0, "removed kept@1\n")
+    gone = batchmill("models", "show", "kept")
+    assert (gone.returncode, gone.stdout) == (1, "")
+    assert gone.stderr.startswith("error: model 'kept' is not registered")
+
+
+def test_doctor_finds_nothing_here_and_says_what_is_wrong_elsewhere(
+    batchmill: Terminal, running_home: Path, eventually: Callable[..., None]
+) -> None:
+    eventually((running_home / "run" / "worker.ready").exists)
+    here = {finding["check"]: finding for finding in batchmill.json("doctor")}
+    assert {finding["verdict"] for finding in here.values()} == {"ok"}
+    assert {"database", "pgvector", "schema", "broker", "worker", "artifacts", "home", "device"} <= here.keys()
+
+    nowhere = f"{running_home}/nowhere"
+    elsewhere = batchmill(
+        "doctor",
+        BATCHMILL_DATABASE_URL=f"postgresql:///x?host={nowhere}",
+        BATCHMILL_BROKER_URL=f"redis+socket://{nowhere}/v.sock",
+        BATCHMILL_DEVICE="tpu",
+        BATCHMILL_ARTIFACTS="unknown://bucket",
+    )
+    assert elsewhere.returncode == 1
+    broken = {line.split()[0] for line in elsewhere.stdout.splitlines() if " broken " in line}
+    assert broken == {"database", "broker", "device", "artifacts"}
+    assert batchmill("doctor", BATCHMILL_SLOTS="1").stdout.count("broken") == 1
+
+
+def test_servers_that_run_are_used_and_not_started_again(batchmill: Terminal) -> None:
+    again = batchmill("up")
+    assert again.returncode == 0
+    assert "was running already" in again.stderr
+    assert batchmill("migrate").stdout.strip()
+
+    worker = batchmill.start("worker", "--slots", "2")
+    assert worker.stderr is not None
+    assert any("serves pool default" in line for line in worker.stderr)
+    worker.send_signal(signal.SIGTERM)
+    worker.communicate(timeout=30)
+    assert worker.returncode == 0
+
+
+def test_up_runs_in_the_foreground_until_ctrl_c(home: Path, tmp_path: Path) -> None:
+    batchmill = Terminal(tmp_path, home)
+    assert batchmill("worker").stderr.startswith("error: no stack runs under ")
+    up = batchmill.start("up")
+    assert up.stdout is not None
+    assert up.stdout.readline().split()[0] == "database"
+    assert batchmill.json("models", "list") == []
+    up.send_signal(signal.SIGINT)
+    _, stderr = up.communicate(timeout=60)
+
+    assert up.returncode == 0, stderr
+    assert "Ctrl-C ends everything" in stderr
+    assert "ending postgres" in stderr
+    nothing = batchmill("down")
+    assert (nothing.returncode, nothing.stderr) == (0, f"nothing runs under {home.resolve()}\n")

@@ -1,0 +1,58 @@
+from collections.abc import Callable
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
+
+from contracts.errors import ConfigurationError, DatabaseUnavailable
+from storage.copying import copy_bytes, copy_out, copy_rows
+from storage.database import Database
+
+STATEMENTS: dict[str, Callable[[Connection], object]] = {
+    "execute": lambda connection: connection.execute(text("SELECT 1")),
+    "copy_rows": lambda connection: copy_rows(connection, "items", {"position": "int8"}, [(1,)]),
+    "copy_bytes": lambda connection: copy_bytes(connection, "items", ["position"], b""),
+    "copy_out": lambda connection: list(copy_out(connection, "SELECT 1", {}, ["int4"])),
+    "commit": lambda connection: None,
+}
+
+
+@pytest.mark.parametrize("name", STATEMENTS)
+def test_a_connection_that_is_cut_is_one_error_and_the_next_is_good(database: Database, name: str) -> None:
+    with pytest.raises(DatabaseUnavailable, match="does not answer: .*"), database.transaction() as connection:
+        pid = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
+        with database.transaction() as other:
+            assert other.execute(text("SELECT pg_terminate_backend(:pid, 5000)"), {"pid": pid}).scalar_one()
+        STATEMENTS[name](connection)
+    with database.transaction() as connection:
+        assert connection.execute(text("SELECT 1")).scalar_one() == 1
+
+
+def test_a_block_that_raises_leaves_nothing(database: Database) -> None:
+    with pytest.raises(KeyError), database.transaction() as connection:
+        connection.execute(text("INSERT INTO items (job_id, position, input_id) VALUES (:id, 0, 0)"), {"id": uuid4()})
+        raise KeyError
+    with database.transaction() as connection:
+        assert connection.execute(text("SELECT count(*) FROM items")).scalar_one() == 0
+
+
+def test_a_statement_that_is_wrong_is_not_taken_for_an_absent_server(database: Database) -> None:
+    with pytest.raises(DBAPIError, match="nowhere"), database.transaction() as connection:
+        connection.execute(text("SELECT * FROM nowhere"))
+
+
+def test_a_server_that_is_not_there_is_said_without_the_password() -> None:
+    with (
+        Database("postgresql://me:secret@127.0.0.1:1/db") as database,
+        pytest.raises(DatabaseUnavailable, match=r"me:\*\*\*@127\.0\.0\.1:1/db") as raised,
+        database.transaction(),
+    ):
+        pass
+    assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("url", ["mysql://host/db", "host/db", ""])
+def test_other_addresses_are_refused(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="postgresql://"):
+        Database(url)

@@ -1,0 +1,119 @@
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
+
+import pytest
+
+from contracts.errors import ModelLoadFailed
+from worker import budget
+from worker.budget import LARGEST, LENGTH, PASSES, SMALLEST, measure
+from worker.engines.base import Engine, Output, Prepared
+
+
+class Timed(Engine):
+    """An engine whose passes take as long as the test says; the clock is its own."""
+
+    def __init__(self, seconds: Callable[[int], float]) -> None:
+        self._seconds = seconds
+        self.now = 0.0
+        self.sizes: list[int] = []
+
+    @classmethod
+    def load(cls, *_: object) -> Self:
+        raise NotImplementedError
+
+    @property
+    def memory_bytes(self) -> int:
+        return 0
+
+    def prepare(self, payloads: Sequence[Any], params: Mapping[str, Any]) -> Prepared:
+        raise NotImplementedError
+
+    def synthetic(self, length: int, count: int) -> list[int]:
+        return [length] * count
+
+    def run(self, rows: Sequence[int], params: Mapping[str, Any]) -> Output:
+        self.sizes.append(sum(rows))
+        self.now += self._seconds(sum(rows))
+        return []
+
+    def clock(self) -> float:
+        return self.now
+
+
+def speeds(table: Mapping[int, float], otherwise: float) -> Timed:
+    """Tokens a second by the tokens of a pass."""
+    return Timed(lambda tokens: tokens / table.get(tokens, otherwise))
+
+
+@pytest.fixture(autouse=True)
+def _no_overhead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget, "OVERHEAD", 0.0)
+
+
+def test_the_fastest_size_is_found() -> None:
+    engine = speeds({512: 3e4, 1024: 5e4, 2048: 9e4, 4096: 8.5e4}, 3e4)
+    found = measure(engine, {}, engine.clock)
+    assert found.tokens == 2048
+    assert found.tokens_per_second == pytest.approx(9e4)
+
+
+def test_the_smallest_that_is_nearly_as_fast_is_taken() -> None:
+    engine = speeds({512: 9.6e4, 1024: 9.8e4, 2048: 9.9e4, 4096: 10e4}, 3e4)
+    found = measure(engine, {}, engine.clock)
+    assert found.tokens == 1024
+    assert found.tokens_per_second == pytest.approx(9.8e4)
+
+
+def test_one_decline_may_be_an_accident_and_two_are_not() -> None:
+    engine = speeds({512: 5e4, 1024: 2e4, 2048: 9e4, 4096: 2e4, 8192: 2e4, 16_384: 99e4}, 1e4)
+    assert measure(engine, {}, engine.clock).tokens == 2048
+    assert max(engine.sizes) == 8192
+
+
+def test_a_slow_pass_is_not_doubled() -> None:
+    engine = Timed(lambda tokens: 1e-9 if tokens < 2048 else 2.1)
+    measure(engine, {}, engine.clock)
+    assert max(engine.sizes) == 2048
+
+
+def test_the_search_ends() -> None:
+    engine = Timed(lambda tokens: 1e-3)  # the larger the faster
+    assert measure(engine, {}, engine.clock).tokens == LARGEST
+    assert max(engine.sizes) == LARGEST
+
+
+def test_the_best_of_several_passes_counts_and_the_very_first_does_not() -> None:
+    calls: list[int] = []
+
+    def seconds(tokens: int) -> float:
+        calls.append(tokens)
+        if len(calls) == 1:
+            return 60.0
+        return tokens / (1e5 if calls.count(tokens) == PASSES else 1e3)
+
+    engine = Timed(seconds)
+    assert measure(engine, {}, engine.clock).tokens_per_second == pytest.approx(1e5)
+    assert calls[0] == LENGTH
+    assert calls[1:5] == [SMALLEST, SMALLEST, SMALLEST, 2 * SMALLEST]
+
+
+def test_what_does_not_fit_into_memory_ends_the_search() -> None:
+    def seconds(tokens: int) -> float:
+        if tokens > 4096:
+            raise RuntimeError("CUDA out of memory")
+        return tokens / (1e5 + tokens)
+
+    engine = Timed(seconds)
+    assert measure(engine, {}, engine.clock).tokens <= 4096
+
+
+@pytest.mark.parametrize("largest", [0, LENGTH])
+def test_a_model_that_computes_nothing_is_not_loaded(largest: int) -> None:
+    def seconds(tokens: int) -> float:
+        if tokens > largest:
+            raise RuntimeError("mat1 and mat2 do not fit\nsecond line")
+        return 1.0
+
+    engine = Timed(seconds)
+    with pytest.raises(ModelLoadFailed, match=r"RuntimeError: mat1 and mat2 do not fit$"):
+        measure(engine, {}, engine.clock)

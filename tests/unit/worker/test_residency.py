@@ -1,0 +1,153 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from contracts.errors import ModelLoadFailed, ModelTooLarge
+from contracts.models import ModelSpec
+from storage.budgets import Budget
+from tests.models import model_spec
+from worker.engines.base import Engine
+from worker.engines.fake import FakeEngine
+from worker.residency import ModelCache
+
+LIMIT = 100
+
+
+class Loader:
+    """Counts what it loads; fakes take as much memory as their source says."""
+
+    def __init__(self) -> None:
+        self.loaded: list[int] = []
+
+    def __call__(self, model: ModelSpec) -> tuple[Engine, Budget]:
+        self.loaded.append(model.id)
+        return FakeEngine.load(model, Path(), "cpu"), Budget(1024, 1.0)
+
+
+@pytest.fixture
+def loader() -> Loader:
+    return Loader()
+
+
+@pytest.fixture
+def cache(loader: Loader) -> ModelCache:
+    return ModelCache(LIMIT, loader)
+
+
+def spec(number: int, memory: int = 40, measured: int | None = None) -> ModelSpec:
+    source = f"fake:?memory={memory if measured is None else measured}"
+    return model_spec(id=number, name=f"model{number}", memory_bytes=memory, source=source)
+
+
+def use(cache: ModelCache, model: ModelSpec) -> None:
+    resident = cache.pin(model)
+    cache.load(resident)
+    cache.unpin(resident)
+
+
+def test_a_model_is_loaded_once(cache: ModelCache, loader: Loader) -> None:
+    resident = cache.pin(spec(1))
+    assert cache.pin(spec(1)) is resident
+    assert cache.load(resident) is cache.load(resident)
+    cache.unpin(resident)
+    cache.unpin(resident)
+    use(cache, spec(1))
+    assert loader.loaded == [1]
+
+
+def test_the_least_recently_used_leaves(cache: ModelCache, loader: Loader) -> None:
+    use(cache, spec(1))
+    use(cache, spec(2))
+    use(cache, spec(1))
+    use(cache, spec(3))
+    assert sorted(cache.capacity().loaded) == [1, 3]
+    use(cache, spec(1))
+    assert loader.loaded == [1, 2, 3]
+    use(cache, spec(4, 100))
+    assert cache.capacity().loaded == [4]
+
+
+def test_nothing_leaves_that_need_not(cache: ModelCache) -> None:
+    for number, memory in ((1, 40), (2, 30), (3, 30)):
+        use(cache, spec(number, memory))
+    assert sorted(cache.capacity().loaded) == [1, 2, 3]
+    use(cache, spec(4, 35))
+    assert sorted(cache.capacity().loaded) == [2, 3, 4]
+
+
+def test_what_is_pinned_stays(cache: ModelCache) -> None:
+    pinned = cache.pin(spec(1))
+    cache.load(pinned)
+    use(cache, spec(2))
+    use(cache, spec(3))
+    assert sorted(cache.capacity().loaded) == [1, 3]
+    assert cache.capacity().free_bytes == LIMIT - 40
+    twice = cache.pin(spec(1))
+    cache.unpin(pinned)
+    assert cache.capacity().free_bytes == LIMIT - 40
+    cache.unpin(twice)
+    assert cache.capacity().free_bytes == LIMIT
+    assert cache.capacity().total_bytes == LIMIT
+
+
+def test_what_a_model_takes_is_measured(cache: ModelCache) -> None:
+    resident = cache.pin(spec(1, 40, measured=70))
+    assert cache.capacity().free_bytes == 60
+    cache.load(resident)
+    assert cache.capacity().free_bytes == 30
+    cache.unpin(resident)
+    use(cache, spec(2, 40))
+    assert cache.capacity().loaded == [2]
+
+
+def test_a_model_that_never_fits_says_both_sizes(cache: ModelCache, loader: Loader) -> None:
+    use(cache, spec(1))
+    with pytest.raises(ModelTooLarge, match=r"model2@1 needs about 123,456 bytes .* 100 here.*BATCHMILL_MODEL_MEMORY"):
+        cache.pin(spec(2, 123_456))
+    # Nothing had to leave for it.
+    assert cache.capacity().loaded == [1]
+    use(cache, spec(3, LIMIT))
+    assert loader.loaded == [1, 3]
+
+
+def test_those_who_ask_at_once_wait_for_one_load(loader: Loader) -> None:
+    started, go_on = threading.Event(), threading.Event()
+
+    def slow(model: ModelSpec) -> tuple[Engine, Budget]:
+        started.set()
+        assert go_on.wait(10)
+        return loader(model)
+
+    cache = ModelCache(LIMIT, slow)
+    residents = [cache.pin(spec(1)) for _ in range(4)]
+    with ThreadPoolExecutor(4) as threads:
+        loads = [threads.submit(cache.load, resident) for resident in residents]
+        assert started.wait(10)
+        # Others are not held up meanwhile.
+        cache.unpin(cache.pin(spec(2)))
+        assert cache.capacity().free_bytes == 60
+        go_on.set()
+        assert len({id(load.result(10)[0]) for load in loads}) == 1
+    assert loader.loaded == [1]
+
+
+def test_a_model_that_cannot_be_loaded_leaves(loader: Loader) -> None:
+    broken = True
+
+    def load(model: ModelSpec) -> tuple[Engine, Budget]:
+        if broken:
+            raise ModelLoadFailed("no weights")
+        return loader(model)
+
+    cache = ModelCache(LIMIT, load)
+    first, second = cache.pin(spec(1)), cache.pin(spec(1))
+    for resident in (first, second):
+        with pytest.raises(ModelLoadFailed):
+            cache.load(resident)
+        cache.unpin(resident)
+    assert cache.capacity().loaded == []
+    broken = False
+    use(cache, spec(1))
+    assert cache.capacity().loaded == [1]
