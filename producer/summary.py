@@ -1,13 +1,17 @@
 """What a job came to, in figures and in rows for a person."""
 
-from contracts.jobs import JobInfo
+from typing import TYPE_CHECKING
+
 from contracts.states import JobState
+
+if TYPE_CHECKING:
+    from contracts.jobs import JobInfo
 
 NONE = "–"
 """Shown where a figure does not exist."""
 
 
-def figures(info: JobInfo) -> dict[str, float | None]:
+def figures(info: "JobInfo") -> dict[str, float | None]:
     """Fill and waste as shares of 1, and rates by the row's own times; None where nothing ran or the job goes on.
 
     The time is that from the first claim to the end; a job that found every result is timed from its submission.
@@ -25,7 +29,7 @@ def figures(info: JobInfo) -> dict[str, float | None]:
     }
 
 
-def job_summary(info: JobInfo) -> list[tuple[str, str]]:
+def job_summary(info: "JobInfo") -> list[tuple[str, str]]:
     """Names and values, in the order in which to show them."""
     counts, derived = info.counts, figures(info)
     rows = [

@@ -9,13 +9,13 @@ import typer
 from rich.text import Text
 
 from contracts.errors import ConfigurationError, StackError
-from contracts.settings import Settings, load_settings
 from producer.cli.app import FAILED, app, execute
 from producer.cli.options import Json
 from producer.cli.output import emit, emit_json, emit_pairs, emit_table, err, say
 from producer.cli.session import Session
 
 if TYPE_CHECKING:
+    from contracts.settings import Settings
     from producer.client import Client
     from stack.processes import Program
     from stack.state import StackAddresses
@@ -39,7 +39,7 @@ def open_client() -> "Client":
     """
     from producer.client import Client
 
-    settings = load_settings()
+    settings = _settings()
     if not settings.embedded:
         return Client()
     addresses = _started(settings)
@@ -55,7 +55,7 @@ def up(
     from stack import embedded
     from stack.layout import Layout
 
-    settings = load_settings()
+    settings = _settings()
     if not settings.embedded:
         raise ConfigurationError("BATCHMILL_DATABASE_URL is set: those servers are not this stack's to run")
     if detach or embedded.status(settings).running:
@@ -71,7 +71,7 @@ def down() -> None:
     """End the embedded servers, the worker and beat; what they hold stays on the disk."""
     from stack import embedded
 
-    settings = load_settings()
+    settings = _settings()
     before = embedded.status(settings)
     with err.status(f"ending what runs under {before.home}"):
         ended = embedded.down(settings)
@@ -89,7 +89,7 @@ def worker(
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1.  [default: the first GPU, or cpu]")] = None,
 ) -> None:
     """Run a worker in this process, on the configured servers or those of the running embedded stack."""
-    settings = load_settings(pool=pool, slots=slots, device=device)
+    settings = _settings(pool=pool, slots=slots, device=device)
     if settings.embedded:
         from stack import embedded
 
@@ -117,7 +117,7 @@ def migrate() -> None:
 
     from storage import schema
 
-    settings = load_settings()
+    settings = _settings()
     url = str(settings.database_url) if not settings.embedded else _started(settings).database_url
     try:
         schema.upgrade(url)
@@ -144,7 +144,13 @@ def doctor(json: Json = False) -> None:
         raise typer.Exit(FAILED)
 
 
-def _started(settings: Settings) -> "StackAddresses":
+def _settings(**overrides: object) -> "Settings":
+    from contracts.settings import load_settings  # here: `--help` asks for none, and pydantic takes a while to import
+
+    return load_settings(**overrides)
+
+
+def _started(settings: "Settings") -> "StackAddresses":
     """Where the embedded stack listens; says so when it had to be started."""
     from stack import embedded
 
@@ -156,7 +162,7 @@ def _started(settings: Settings) -> "StackAddresses":
     return addresses
 
 
-def _run_stack(settings: Settings, *, json: bool) -> None:
+def _run_stack(settings: "Settings", *, json: bool) -> None:
     from stack.__main__ import upgrade_schema
     from stack.layout import Layout
     from stack.programs import worker_and_beat

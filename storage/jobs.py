@@ -164,12 +164,15 @@ def discard_abandoned(connection: Connection, older_than: timedelta) -> list[UUI
     return [job_id for job_id in rows.all() if discard(connection, job_id)]
 
 
+# Lookups, not joins, for the reason given in `storage.inputs`; in the order of ids, so that neighbours are found on one
+# page.
 _DISTINCT_INPUTS = text("""
     CREATE TEMPORARY TABLE batchmill_distinct ON COMMIT DROP AS
-    SELECT inputs.id, inputs.size, results.truncated
-    FROM (SELECT DISTINCT input_id FROM items WHERE job_id = :job_id) AS lines
-    JOIN inputs ON inputs.id = lines.input_id
-    LEFT JOIN results ON results.target_id = :target_id AND results.input_id = inputs.id
+    SELECT input.id, input.size, result.truncated
+    FROM (SELECT DISTINCT input_id FROM items WHERE job_id = :job_id ORDER BY input_id) AS line
+    CROSS JOIN LATERAL (SELECT id, size FROM inputs WHERE id = line.input_id OFFSET 0) AS input
+    LEFT JOIN LATERAL (SELECT truncated FROM results
+                       WHERE results.input_id = line.input_id AND target_id = :target_id OFFSET 0) AS result ON true
 """)
 
 # A shard ends where its estimated tokens or its inputs reach their limit. Which shard is claimed first differs from

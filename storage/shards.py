@@ -268,10 +268,9 @@ def rescue(connection: Connection) -> list[UUID]:
 def claimable(connection: Connection) -> dict[str, int]:
     """By pool: how many shards could be claimed now."""
     rows = connection.execute(
-        text("""
+        text(f"""
             SELECT jobs.pool, count(*) FROM shards JOIN jobs ON jobs.id = shards.job_id
-            WHERE shards.state = 'queued' AND (shards.not_before IS NULL OR shards.not_before <= now())
-              AND jobs.state IN ('queued', 'running') GROUP BY jobs.pool
+            WHERE jobs.state IN ('queued', 'running') AND {_CLAIMABLE} GROUP BY jobs.pool
         """)
     )
     return {row[0]: row[1] for row in rows}
@@ -281,11 +280,10 @@ def any_claimable(connection: Connection, pool: str) -> bool:
     """Whether at least one shard of the pool could be claimed now."""
     return bool(
         connection.execute(
-            text("""
+            text(f"""
                 SELECT EXISTS (
                     SELECT FROM jobs JOIN shards ON shards.job_id = jobs.id
-                    WHERE jobs.pool = :pool AND jobs.state IN ('queued', 'running') AND shards.state = 'queued'
-                      AND (shards.not_before IS NULL OR shards.not_before <= now()))
+                    WHERE jobs.pool = :pool AND jobs.state IN ('queued', 'running') AND {_CLAIMABLE})
             """),
             {"pool": pool},
         ).scalar_one()

@@ -180,10 +180,6 @@ def test_a_job_is_followed_by_its_id(batchmill: Terminal) -> None:
     lines = [json.loads(line) for line in batchmill("jobs", "results", job_id).stdout.splitlines()]
     assert [(line["id"], len(line["output"])) for line in lines] == [(0, 4), (1, 4)]
 
-    unknown = batchmill("jobs", "show", "0" * 32)
-    assert (unknown.returncode, unknown.stdout) == (1, "")
-    assert unknown.stderr.startswith("error: no job 0")
-
 
 def test_a_reader_that_leaves_is_no_error(batchmill: Terminal) -> None:
     source = batchmill.write("in.txt", "".join(f"text {i}\n" for i in range(5_000)))
@@ -200,7 +196,7 @@ def test_a_reader_that_leaves_is_no_error(batchmill: Terminal) -> None:
 
 
 def test_ctrl_c_ends_the_waiting_and_not_the_job(batchmill: Terminal, eventually: Callable[..., None]) -> None:
-    assert batchmill("models", "add", "slow", "fake:?load_delay=4").returncode == 0
+    assert batchmill("models", "add", "slow", "fake:?load_delay=3").returncode == 0
     source = batchmill.write("in.txt", "slow\n")
     waiting = batchmill.start("run", source, "-m", "slow", "-o", "out.csv")
     eventually(lambda: batchmill.json("jobs", "list", "--state", "running"))
@@ -211,8 +207,7 @@ def test_ctrl_c_ends_the_waiting_and_not_the_job(batchmill: Terminal, eventually
     farewell = stderr.splitlines()[-1]
     assert farewell.startswith("interrupted; job ")
     job_id = farewell.split()[-1]
-    assert batchmill("jobs", "watch", job_id).returncode == 0
-    assert batchmill.json("jobs", "show", job_id)["state"] == "succeeded"
+    assert batchmill.json("jobs", "watch", job_id)["state"] == "succeeded"
 
 
 def test_the_register_of_models(batchmill: Terminal) -> None:

@@ -122,17 +122,17 @@ def test_submissions_that_meet_neither_block_one_another_for_good_nor_store_twic
     values = [f"text {i}" for i in range(3000)]
     barrier = threading.Barrier(4)
 
-    def run(number: int) -> int:
+    def run(number: int) -> None:
         job_id = open_job(database, target_id)
         mine = values if number % 2 else values[::-1]
         lines = as_lines(mine)
         for start in (0, 1500):
             barrier.wait(30)
             append(database, job_id, lines[start : start + 1500])
-        return seal(database, job_id, target_id)
+        seal(database, job_id, target_id)
 
     with ThreadPoolExecutor(4) as threads:
-        assert list(threads.map(run, range(4))) == [3] * 4
+        list(threads.map(run, range(4)))
     [(count,)] = query(database, "SELECT count(*) FROM inputs")
     assert count == len(values)
     wrong = query(

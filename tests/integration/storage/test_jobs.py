@@ -128,6 +128,14 @@ def test_shards_are_cut_by_inputs(database: Database, target_id: int, per_shard:
     assert len(sizes) == -(-700 // per_shard)
 
 
+def test_a_job_is_cut_so_that_workers_can_share_it(database: Database, target_id: int) -> None:
+    # 700 texts of 202 tokens: one shard would hold them all.
+    shared = cut(database, submit(database, target_id, texts(*[800] * 700)))
+    assert jobs.FEWEST_SHARDS <= len(shared) <= jobs.FEWEST_SHARDS + 2
+    small = cut(database, submit(database, make_target(database, "other"), texts(*[800] * 20)))
+    assert [sum(size // 4 + 2 for size in shard) for shard in small[:-1]] == [11 * 202]
+
+
 def test_every_distinct_input_is_in_one_shard(database: Database, target_id: int) -> None:
     payloads = [f"{i % 1700} {'x' * (i * i % 997)}" for i in range(4000)]
     job_id = submit(database, target_id, payloads, tokens=3000, per_shard=40)

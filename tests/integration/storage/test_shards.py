@@ -151,6 +151,30 @@ class TestClaim:
             assert not shards.any_claimable(connection, "elsewhere")
         assert claimed(database) is not None
 
+    def test_what_another_job_computes_already_is_left_to_it(self, database: Database, target_id: int) -> None:
+        values = ["the longest", "shorter"]
+        first = submit(database, target_id, values, per_shard=1)
+        longest = claimed(database)
+        second = submit(database, target_id, values, per_shard=1)
+        other = submit(database, make_target(database, "other"), values[:1])
+        # The shorter is claimed for one of the two, the longer for neither; what it is to another target counts not.
+        found = [claimed(database), claimed(database)]
+        assert {lease.job_id for lease in found} in ({first, other}, {second, other})
+        assert [lease.input_ids == longest.input_ids for lease in found].count(True) == 1
+        assert claim(database) is None
+        with database.transaction() as connection:
+            assert shards.claimable(connection) == {}
+            assert not shards.any_claimable(connection, "default")
+            assert shards.release(connection, [longest.token]) == 1
+            assert shards.claimable(connection) == {"default": 2}
+        again = claimed(database)
+        assert again.input_ids == longest.input_ids
+        assert claim(database) is None
+        finish(database, again)
+        last = claimed(database)
+        assert last.input_ids == longest.input_ids
+        assert {again.job_id, last.job_id} == {first, second}
+
     def test_many_claim_at_once_and_each_shard_once(self, database_url: str, target_id: int) -> None:
         with Database(database_url, pool_size=8) as database, ThreadPoolExecutor(8) as threads:
             for _ in range(3):
@@ -335,7 +359,7 @@ class TestClose:
     def test_of_two_that_computed_the_same_the_later_counts_it_as_cached(
         self, database: Database, target_id: int
     ) -> None:
-        first, second = submit(database, target_id, "abc"), submit(database, target_id, "bcd")
+        first, second = submit(database, target_id, ["aa", "b", "c"]), submit(database, target_id, ["dd", "b", "c"])
         mine, theirs = claimed(database), claimed(database)
         assert (mine.job_id, theirs.job_id) == (first, second)
         assert finish(database, theirs)

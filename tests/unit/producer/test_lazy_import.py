@@ -22,8 +22,9 @@ def test_another_name_is_an_error() -> None:
     ("module", "absent"),
     [
         ("producer", {"numpy", "pyarrow", "sqlalchemy", "celery", "torch"}),
-        ("stack.cli", {"numpy", "pyarrow", "sqlalchemy", "celery", "torch", "redis", "psycopg"}),
+        ("stack.cli", {"numpy", "pyarrow", "sqlalchemy", "celery", "torch", "psycopg", "pydantic"}),
         ("producer.client", {"pyarrow", "celery", "torch"}),
+        ("stack.embedded", {"redis", "sqlalchemy"}),
         ("stack.doctor", {"torch", "transformers"}),
     ],
 )

@@ -1,0 +1,52 @@
+"""A client's machine: nothing that runs models is installed there."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Mill
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SCRIPT = """
+import importlib.util
+assert not any(map(importlib.util.find_spec, ("torch", "transformers", "bitsandbytes", "tokenizers", "safetensors")))
+from producer import Client
+with Client() as client:
+    client.models.add("vectors", "fake:")
+    job = client.submit("vectors", ["one", "two"]).wait(timeout=60)
+    print(job.counts.computed, next(job.results()).output.shape, job.to_arrow().num_rows)
+"""
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of an environment with the client alone."""
+    folder = tmp_path_factory.mktemp("client") / "venv"
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    interpreter = folder / "bin" / "python"
+    install = ["install", "--constraint", str(ROOT / "constraints.txt"), str(ROOT)]
+    subprocess.run([*pip, "--python", str(interpreter), *install], check=True)
+    return interpreter
+
+
+def test_a_client_without_torch_submits_and_reads(python: Path, mill: Mill, tmp_path: Path) -> None:
+    mill.worker()
+    environment = {**os.environ, **mill.environment, "BATCHMILL_HOME": str(tmp_path)}
+    environment.pop("PYTHONPATH", None)
+    done = subprocess.run(
+        [str(python), "-c", SCRIPT], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "2 (384,) 2\n", done.stderr
+
+
+def test_the_command_line_works_there(python: Path, mill: Mill, tmp_path: Path) -> None:
+    environment = {**os.environ, **mill.environment, "BATCHMILL_HOME": str(tmp_path)}
+    command = [str(python.parent / "batchmill"), "models", "list", "--json"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"

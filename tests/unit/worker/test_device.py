@@ -1,0 +1,365 @@
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from itertools import count
+from typing import Any, Self
+from uuid import UUID
+
+import numpy as np
+import pytest
+
+from contracts.errors import ItemFailed
+from contracts.models import TargetSpec
+from contracts.states import Priority
+from storage.shards import Lease
+from tests.models import model_spec
+from worker.batcher import Block
+from worker.device import Computed, Device
+from worker.engines.base import Engine, Output, Prepared
+from worker.shards import HeldShard
+
+SECONDS = 10
+_numbers = count(1)
+
+
+class Gated(Engine):
+    """Rows are input ids; each pass waits until the test lets it through, where the gate is closed."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Semaphore(0)
+        self.passes: list[list[int]] = []
+        self.bad: set[int] = set()
+
+    @classmethod
+    def load(cls, *_: object) -> Self:
+        raise NotImplementedError
+
+    @property
+    def memory_bytes(self) -> int:
+        return 0
+
+    def prepare(self, payloads: Sequence[Any], params: Mapping[str, Any]) -> Prepared:
+        raise NotImplementedError
+
+    def synthetic(self, length: int, count: int) -> list[int]:
+        raise NotImplementedError
+
+    def run(self, rows: Sequence[int], params: Mapping[str, Any]) -> Output:
+        self.passes.append(list(rows))
+        self.entered.release()
+        assert self.gate.wait(SECONDS)
+        if self.bad & set(rows):
+            raise RuntimeError("bad input")
+        return np.array(rows, np.float32)[:, None]
+
+    @property
+    def computed(self) -> list[int]:
+        return [row for rows in self.passes for row in rows]
+
+
+def shard(
+    engine: Engine,
+    ids: Sequence[int],
+    *,
+    target: int = 1,
+    priority: Priority = Priority.NORMAL,
+    lengths: Sequence[int] | None = None,
+    truncated: Sequence[int] = (),
+) -> HeldShard:
+    number = next(_numbers)
+    lease = Lease(UUID(int=number), UUID(int=0), target, UUID(int=-number % 2**128), 1, priority, list(ids))
+    tokens = np.array([4] * len(ids) if lengths is None else lengths, dtype=np.int32)
+    return HeldShard(
+        lease=lease,
+        target=TargetSpec(id=target, model=model_spec(), params={}),
+        engine=engine,
+        input_ids=np.array(ids, dtype=np.int64),
+        rows=list(ids),
+        truncated=np.isin(ids, list(truncated)),
+        block=Block(target, priority.rank, tokens),
+    )
+
+
+class Storage:
+    """Where the device delivers to: results are settled at once, or when the test says so."""
+
+    def __init__(self) -> None:
+        self.device = Device(self.put)
+        self.delivered: list[Computed] = []
+        self.held: list[Computed] | None = None
+
+    def put(self, computed: list[Computed]) -> None:
+        self.delivered += computed
+        if self.held is None:
+            self.device.settle(computed)
+        else:
+            self.held += computed
+
+    def hold(self) -> None:
+        self.held = []
+
+    def let_go(self) -> None:
+        assert self.held is not None
+        parts, self.held = self.held, None
+        self.device.settle(parts)
+
+    def of(self, shard: HeldShard) -> dict[int, float]:
+        return {
+            input_id: float(output[0])
+            for part in self.delivered
+            if part.shard is shard and part.outputs is not None
+            for input_id, output in zip(part.input_ids.tolist(), part.outputs, strict=True)
+        }
+
+
+@pytest.fixture
+def storage() -> Iterator[Storage]:
+    storage = Storage()
+    storage.device.start()
+    yield storage
+    storage.device.stop()
+
+
+@pytest.fixture
+def engine() -> Iterator[Gated]:
+    engine = Gated()
+    yield engine
+    engine.gate.set()
+
+
+def done(*shards: HeldShard) -> bool:
+    return all(shard.finished.wait(SECONDS) for shard in shards)
+
+
+def test_results_are_delivered_once_and_to_whom_they_belong(storage: Storage, engine: Gated) -> None:
+    first = shard(engine, range(100, 200), lengths=[i % 9 for i in range(100)], truncated=[103, 150])
+    second = shard(engine, range(200, 250))
+    other = shard(engine, range(100, 130), target=2)
+    for one in (first, second, other):
+        storage.device.submit(one, 40)
+    assert done(first, second, other)
+    for one in (first, second, other):
+        assert storage.of(one) == {input_id: float(input_id) for input_id in one.input_ids.tolist()}
+        assert one.outcome().errors == {}
+        assert sum(part.last for part in storage.delivered if part.shard is one) == 1
+    assert sorted(engine.computed) == sorted([*range(100, 250), *range(100, 130)])
+    cut = {int(i) for part in storage.delivered for i in part.input_ids[part.truncated]}
+    assert cut == {103, 150}
+
+
+def test_what_passes_cost_is_shared_out(storage: Storage, engine: Gated) -> None:
+    # Neither fills a pass alone, so both share one; which one waits for the other is the clock's to say.
+    first, second = shard(engine, [1, 2, 3]), shard(engine, [4], priority=Priority.BULK)
+    engine.gate.clear()
+    blocker = shard(engine, [9], target=2)
+    storage.device.submit(blocker, 4)
+    assert engine.entered.acquire(timeout=SECONDS)
+    storage.device.submit(first, 20)
+    storage.device.submit(second, 20)
+    engine.gate.set()
+    assert done(first, second)
+    assert [len(rows) for rows in engine.passes] == [1, 4]
+    outcomes = [one.outcome() for one in (first, second)]
+    assert [outcome.micro_batches for outcome in outcomes] == [0.75, 0.25]
+    assert [outcome.real_tokens for outcome in outcomes] == [12, 4]
+    assert [outcome.padded_tokens for outcome in outcomes] == [12, 4]
+    assert [outcome.budget_tokens for outcome in outcomes] == [15, 5]
+
+
+def test_a_shard_ends_when_its_results_are_stored_and_not_before(storage: Storage, engine: Gated) -> None:
+    storage.hold()
+    one = shard(engine, [1])
+    storage.device.submit(one, 4)
+    assert storage.device.call(lambda: True)
+    while not storage.delivered:
+        assert not one.finished.is_set()
+    assert not one.finished.wait(0.01)
+    storage.let_go()
+    assert one.finished.is_set()
+
+
+def test_failures_are_told_by_input(storage: Storage, engine: Gated) -> None:
+    engine.bad = {2, 12}
+    first, second = shard(engine, [1, 2, 3]), shard(engine, [11, 12, 13])
+    for one in (first, second):
+        storage.device.submit(one, 24)
+    assert done(first, second)
+    assert set(first.outcome().errors) == {2}
+    assert set(second.outcome().errors) == {12}
+    assert set(storage.of(first)) == {1, 3}
+    assert first.outcome().errors[2].message == "RuntimeError: bad input"
+
+
+def test_when_all_fail_it_ends(storage: Storage, engine: Gated) -> None:
+    engine.bad = {1, 2}
+    one = shard(engine, [1, 2])
+    one.errors[7] = ItemFailed("too_long", "before it came here")
+    storage.device.submit(one, 24)
+    assert done(one)
+    assert set(one.outcome().errors) == {1, 2, 7}
+    assert storage.of(one) == {}
+
+
+def test_a_shard_with_nothing_to_compute_is_finished(storage: Storage, engine: Gated) -> None:
+    one = shard(engine, [])
+    storage.device.submit(one, 24)
+    assert one.finished.is_set()
+    assert not one.abandoned
+
+
+class TestTheSameInput:
+    """Held by several shards of one target at once."""
+
+    @pytest.mark.parametrize("bad", [set(), {3}, {3, 4}])
+    def test_is_computed_once_and_all_of_them_end(self, storage: Storage, engine: Gated, bad: set[int]) -> None:
+        engine.bad = bad
+        engine.gate.clear()
+        first, second = shard(engine, [1, 2, 3, 4]), shard(engine, [3, 4, 5, 6])
+        third, same = shard(engine, [5, 4, 1, 7]), shard(engine, [3, 4])
+        everyone = (first, second, third, same)
+        for one in everyone:
+            storage.device.submit(one, 8)
+        engine.gate.set()
+        assert done(*everyone)
+        if not bad:
+            assert sorted(engine.computed) == [1, 2, 3, 4, 5, 6, 7]
+        for one in everyone:
+            assert set(one.outcome().errors) == bad & set(one.input_ids.tolist())
+            assert not one.abandoned
+        assert sorted(i for one in everyone for i in storage.of(one)) == sorted({1, 2, 3, 4, 5, 6, 7} - bad)
+
+    def test_is_left_to_whoever_has_computed_it_but_not_stored_it_yet(self, storage: Storage, engine: Gated) -> None:
+        storage.hold()
+        first = shard(engine, [1, 2])
+        storage.device.submit(first, 8)
+        assert engine.entered.acquire(timeout=SECONDS)
+        second = shard(engine, [2, 1])
+        storage.device.submit(second, 8)
+        storage.device.call(lambda: None)
+        assert not second.finished.is_set()
+        while len(storage.delivered) < 1:
+            storage.device.call(lambda: None)
+        storage.let_go()
+        assert done(first, second)
+        assert sorted(engine.computed) == [1, 2]
+
+    def test_is_computed_again_once_it_is_settled(self, storage: Storage, engine: Gated) -> None:
+        # It would be found in the database before: who comes here all the same has a reason.
+        for _ in range(2):
+            one = shard(engine, [1])
+            storage.device.submit(one, 8)
+            assert done(one)
+        assert engine.computed == [1, 1]
+
+    def test_of_another_target_is_another_result(self, storage: Storage, engine: Gated) -> None:
+        first, second = shard(engine, [1]), shard(engine, [1], target=2)
+        for one in (first, second):
+            storage.device.submit(one, 8)
+        assert done(first, second)
+        assert engine.computed == [1, 1]
+
+    def test_is_as_urgent_as_the_most_urgent_who_waits_for_it(self, storage: Storage, engine: Gated) -> None:
+        engine.gate.clear()
+        storage.device.submit(shard(engine, [1]), 4)
+        assert engine.entered.acquire(timeout=SECONDS)
+        bulk = shard(engine, [5, 6], priority=Priority.BULK)
+        normal = shard(engine, range(10, 20))
+        urgent = shard(engine, [5, 6], priority=Priority.INTERACTIVE)
+        for one in (bulk, normal, urgent):
+            storage.device.submit(one, 8)
+        engine.gate.set()
+        assert done(bulk, normal, urgent)
+        assert engine.passes[1] == [5, 6]
+
+    def test_wakes_those_who_wait_when_it_is_abandoned(self, storage: Storage, engine: Gated) -> None:
+        engine.gate.clear()
+        storage.device.submit(shard(engine, [99], target=2), 4)
+        assert engine.entered.acquire(timeout=SECONDS)
+        first, second, third = shard(engine, [1, 2]), shard(engine, [2, 3]), shard(engine, [8])
+        for one in (first, second, third):
+            storage.device.submit(one, 4)
+        storage.device.abandon(lambda held: held is first)
+        assert (first.abandoned, second.abandoned, third.abandoned) == (True, True, False)
+        assert first.finished.is_set()
+        assert second.finished.is_set()
+        # Nobody follows one that is gone.
+        fourth = shard(engine, [1, 2])
+        storage.device.submit(fourth, 4)
+        engine.gate.set()
+        assert done(third, fourth)
+        assert sorted(engine.computed) == [1, 2, 8, 99]
+
+
+def test_what_is_in_flight_when_it_is_abandoned_is_still_delivered(storage: Storage, engine: Gated) -> None:
+    engine.gate.clear()
+    one = shard(engine, [1, 2, 3, 4])
+    storage.device.submit(one, 8)
+    assert engine.entered.acquire(timeout=SECONDS)
+    storage.device.abandon(lambda _: True)
+    assert one.finished.is_set()
+    assert one.abandoned
+    engine.gate.set()
+    while not storage.delivered:
+        storage.device.call(lambda: None)
+    assert storage.of(one) == {1: 1.0, 2: 2.0}
+    assert engine.computed == [1, 2]
+
+
+def test_urgent_shards_go_first(storage: Storage, engine: Gated) -> None:
+    engine.gate.clear()
+    storage.device.submit(shard(engine, [0]), 4)
+    assert engine.entered.acquire(timeout=SECONDS)
+    made = {
+        priority: shard(engine, [10 * priority.rank + 10 + i for i in range(2)], priority=priority)
+        for priority in (Priority.BULK, Priority.NORMAL, Priority.INTERACTIVE)
+    }
+    for one in made.values():
+        storage.device.submit(one, 4)
+    engine.gate.set()
+    assert done(*made.values())
+    assert engine.computed == [0, 10, 11, 20, 21, 30, 31]
+
+
+def test_calls_run_between_passes(storage: Storage, engine: Gated) -> None:
+    engine.gate.clear()
+    one = shard(engine, range(4))
+    storage.device.submit(one, 4)
+    assert engine.entered.acquire(timeout=SECONDS)
+    with ThreadPoolExecutor(2) as threads:
+        call = threads.submit(storage.device.call, lambda: (threading.current_thread().name, len(engine.passes)))
+        failing = threads.submit(storage.device.call, _raise(KeyError("mine")))
+        while len(storage.device._calls) < 2:
+            assert not call.done()
+        engine.gate.set()
+        assert call.result(SECONDS) == ("device", 1)
+        with pytest.raises(KeyError, match="mine"):
+            failing.result(SECONDS)
+    assert done(one)
+
+
+def test_calls_that_are_not_reached_are_cancelled() -> None:
+    storage, engine = Storage(), Gated()
+    engine.gate.clear()
+    storage.device.start()
+    storage.device.submit(shard(engine, [1]), 4)
+    assert engine.entered.acquire(timeout=SECONDS)
+    with ThreadPoolExecutor(2) as threads:
+        call = threads.submit(storage.device.call, lambda: None)
+        while not storage.device._calls:
+            assert not call.done()
+        stopping = threads.submit(storage.device.stop)
+        while not storage.device._stopping:
+            assert not stopping.done()
+        engine.gate.set()
+        with pytest.raises(CancelledError):
+            call.result(SECONDS)
+        stopping.result(SECONDS)
+
+
+def _raise(error: Exception) -> Callable[[], None]:
+    def function() -> None:
+        raise error
+
+    return function
