@@ -6,8 +6,8 @@ from itertools import islice, pairwise
 
 from benchmarks.harness import print_table, stack
 from benchmarks.texts import sentences
-from producer import Client
 from benchmarks.weights import MINILM
+from producer import Client
 
 TEXTS = 100_000
 TRIES = 50

@@ -9,8 +9,8 @@ import torch
 from torch.nn.functional import normalize
 
 from benchmarks.texts import stdlib_docstrings
-from contracts.names import Quantization
 from benchmarks.weights import MINILM
+from contracts.names import Quantization
 from worker.loading import load_module, load_tokenizer
 
 LIMIT = 256

@@ -6,8 +6,8 @@ import time
 
 from benchmarks.harness import REPETITIONS, median, print_table, spread, stack
 from benchmarks.texts import stdlib_docstrings
-from producer import Client
 from benchmarks.weights import MINILM
+from producer import Client
 
 
 def main() -> None:

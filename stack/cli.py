@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,7 +12,7 @@ from rich.text import Text
 from contracts.errors import ConfigurationError, StackError
 from producer.cli.app import FAILED, app, execute
 from producer.cli.options import Json
-from producer.cli.output import emit, emit_json, emit_pairs, emit_table, err, say
+from producer.cli.output import emit, emit_json, emit_pairs, emit_table, err, say, warn
 from producer.cli.session import Session
 
 if TYPE_CHECKING:
@@ -130,7 +131,8 @@ def migrate() -> None:
 @app.command(rich_help_panel=SERVERS)
 def doctor(json: Json = False) -> None:
     """Say what is missing or misconfigured and how to mend it; exit code 1 when something is broken."""
-    from stack.doctor import Verdict, examine
+    from stack.doctor import examine
+    from stack.findings import Verdict
 
     with err.status("looking around"):
         findings = examine()
@@ -159,6 +161,8 @@ def _started(settings: "Settings") -> "StackAddresses":
     with err.status("starting the embedded servers"):
         addresses = embedded.ensure(settings)
     say(f"started the embedded servers under {settings.home}; {END_IT}")
+    if find_spec("torch") is None:
+        warn("torch is not installed, so no worker comes up: pip install 'batchmill[worker]'")
     return addresses
 
 

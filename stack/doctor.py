@@ -4,9 +4,6 @@ import os
 import platform
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from enum import StrEnum
-from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,9 +11,9 @@ from tempfile import TemporaryDirectory
 from sqlalchemy import text
 
 from contracts.errors import BatchmillError, ConfigurationError, SchemaMismatch
-from contracts.settings import Settings, load_settings
-from stack import embedded, sockets, wheels
-from stack.layout import Layout
+from contracts.settings import load_settings
+from stack import sockets, wheels
+from stack.findings import Finding, Situation, Verdict
 from stack.programs import WORKER
 from storage import schema
 from storage.artifacts import ArtifactStore
@@ -28,54 +25,6 @@ LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "bitsandbytes
 POSTGRES = 18
 _RESTARTS = 3
 """After so many, a worker is not likely to come up by itself."""
-
-
-class Verdict(StrEnum):
-    """What a check came to."""
-
-    OK = "ok"
-    SKIPPED = "skipped"
-    """There is nothing to look at, and nothing wrong with that."""
-    WARNING = "warning"
-    """Something will not work that not everybody needs."""
-    BROKEN = "broken"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What a check found."""
-
-    check: str
-    verdict: Verdict
-    detail: str
-    remedy: str = ""
-
-
-class Situation:
-    """What the checks look at."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self.layout = Layout.of(settings.home)
-
-    @cached_property
-    def stack(self) -> embedded.StackStatus:
-        """What runs under the home."""
-        return embedded.status(self.settings)
-
-    @property
-    def database_url(self) -> str | None:
-        """Where Postgres should answer; None while the embedded stack does not run."""
-        if not self.settings.embedded:
-            return self.settings.database_url
-        return self.stack.addresses.database_url if self.stack.addresses else None
-
-    @property
-    def broker_url(self) -> str | None:
-        """Where the broker should answer; None while the embedded stack does not run."""
-        if not self.settings.embedded:
-            return self.settings.broker_url
-        return self.stack.addresses.broker_url if self.stack.addresses else None
 
 
 def examine() -> list[Finding]:

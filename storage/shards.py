@@ -265,13 +265,18 @@ def rescue(connection: Connection) -> list[UUID]:
     return list(rows.scalars())
 
 
-def claimable(connection: Connection) -> dict[str, int]:
-    """By pool: how many shards could be claimed now."""
+def claimable(connection: Connection, most: int) -> dict[str, int]:
+    """By pool: how many shards could be claimed now, counted up to `most`."""
     rows = connection.execute(
         text(f"""
-            SELECT jobs.pool, count(*) FROM shards JOIN jobs ON jobs.id = shards.job_id
-            WHERE jobs.state IN ('queued', 'running') AND {_CLAIMABLE} GROUP BY jobs.pool
-        """)
+            SELECT pools.pool, count(*)
+            FROM (SELECT DISTINCT pool FROM jobs WHERE state IN ('queued', 'running')) AS pools,
+                LATERAL (SELECT FROM shards JOIN jobs ON jobs.id = shards.job_id
+                         WHERE jobs.pool = pools.pool AND jobs.state IN ('queued', 'running') AND {_CLAIMABLE}
+                         LIMIT :most) AS found
+            GROUP BY pools.pool
+        """),
+        {"most": most},
     )
     return {row[0]: row[1] for row in rows}
 

@@ -14,14 +14,14 @@ log = logging.getLogger(__name__)
 SMALLEST, LARGEST = 512, 262_144
 LENGTH = 64
 """Tokens of a row to measure with: about what a sentence or two take."""
-PASSES = 3
+PASSES = 5
 PATIENCE = 2.0
 """Seconds: a pass that takes longer is not doubled any more."""
 DECLINES = 2
 """Sizes in a row that are clearly slower than the best before the search ends: one may be an accident."""
 OVERHEAD = 0.0005
 """Seconds that a pass costs outside of the model: rows drawn, outputs split and handed on."""
-SLACK = 0.97
+SLACK = 0.92
 """The smallest budget that reaches this share of the best speed is taken: small passes wait less."""
 
 

@@ -33,7 +33,7 @@ def top_up(settings: Settings, database: Database, tickets: Tickets) -> None:
         UnavailableError: The database or the broker does not answer.
     """
     with database.transaction() as connection:
-        claimable = shards.claimable(connection)
+        claimable = shards.claimable(connection, settings.ticket_window)
     for pool, count in claimable.items():
         if published := tickets.top_up(pool, count, settings.ticket_window):
             log.info("%d tickets for pool %s", published, pool)

@@ -133,12 +133,15 @@ class TestClaim:
         execute(database, "UPDATE jobs SET state = :state", state=state)
         assert claim(database) is None
         with database.transaction() as connection:
-            assert shards.claimable(connection) == {}
+            assert shards.claimable(connection, 16) == {}
             assert not shards.any_claimable(connection, "default")
 
     def test_nothing_is_claimed_before_its_time_or_in_another_pool(self, database: Database, target_id: int) -> None:
         many(database, target_id, 3)
         assert claim(database, pool="elsewhere") is None
+        with database.transaction() as connection:
+            assert shards.claimable(connection, 2) == {"default": 2}
+            assert shards.claimable(connection, 4) == {"default": 3}
         execute(database, "UPDATE shards SET not_before = now() + interval '1 hour' WHERE ordinal < 3")
         assert claimed(database) is not None
         assert claim(database) is None
@@ -146,7 +149,7 @@ class TestClaim:
             assert not shards.any_claimable(connection, "default")
         execute(database, "UPDATE shards SET not_before = now() WHERE ordinal = 2")
         with database.transaction() as connection:
-            assert shards.claimable(connection) == {"default": 1}
+            assert shards.claimable(connection, 16) == {"default": 1}
             assert shards.any_claimable(connection, "default")
             assert not shards.any_claimable(connection, "elsewhere")
         assert claimed(database) is not None
@@ -163,10 +166,10 @@ class TestClaim:
         assert [lease.input_ids == longest.input_ids for lease in found].count(True) == 1
         assert claim(database) is None
         with database.transaction() as connection:
-            assert shards.claimable(connection) == {}
+            assert shards.claimable(connection, 16) == {}
             assert not shards.any_claimable(connection, "default")
             assert shards.release(connection, [longest.token]) == 1
-            assert shards.claimable(connection) == {"default": 2}
+            assert shards.claimable(connection, 16) == {"default": 2}
         again = claimed(database)
         assert again.input_ids == longest.input_ids
         assert claim(database) is None
