@@ -79,7 +79,7 @@ def _read_jsonl(path: Path, id_key: str, input_key: str) -> Iterator[Line]:
             yield Line.bad(where, raw.problem)
             continue
         try:
-            value = orjson.loads(raw.data)
+            value = orjson.loads(raw.data.rstrip(b"\r\n"))
             custom_id = None
             if type(value) is dict:
                 if input_key not in value or len(value) > (id_key in value) + 1:

@@ -125,7 +125,7 @@ def migrate() -> None:
     except DBAPIError as error:
         reason = str(error.orig).strip().splitlines()[0]
         raise ConfigurationError(f"the schema was left as it is: {reason}; see `batchmill doctor`") from error
-    emit(str(schema.expected_revision()))
+    emit(str(schema.HEAD))
 
 
 @app.command(rich_help_panel=SERVERS)

@@ -29,6 +29,7 @@ def run(settings: Settings) -> None:
                 app = build(settings, database)
         app.worker_main(
             [
+                "--quiet",
                 "worker",
                 "--pool=threads",
                 f"--concurrency={settings.slots}",
@@ -42,7 +43,8 @@ def run(settings: Settings) -> None:
 
 def main() -> int:
     """Run a worker; an error that is ours is one line and exit code 1."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log.setLevel(logging.INFO)
     try:
         run(load_settings())
     except BatchmillError as error:

@@ -14,6 +14,10 @@ from storage.tables import metadata
 REVISIONS = [script.revision for script in ScriptDirectory.from_config(schema.config()).walk_revisions()][::-1]
 
 
+def test_the_code_works_on_the_newest_revision() -> None:
+    assert ScriptDirectory.from_config(schema.config()).get_current_head() == schema.HEAD
+
+
 def test_models_match_migrations(database: Database) -> None:
     with database.transaction() as connection:
         context = MigrationContext.configure(connection, opts={"compare_server_default": True})
