@@ -73,7 +73,8 @@ class Job:
             WaitTimeout: It was not done in time; it goes on all the same.
             DatabaseUnavailable: Postgres does not answer.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
+        begin = time.monotonic()
+        deadline = None if timeout is None else begin + timeout
         pause = FIRST_POLL
         with ProgressBar() if progress else Silent() as bar:
             while True:
@@ -85,12 +86,17 @@ class Job:
                         f"job {self.id} is {self.state} after {timeout:g} s, "
                         f"{self.counts.waiting:,} of {self.counts.distinct:,} inputs are left; it goes on"
                     )
-                remaining = LAST_POLL if deadline is None else max(deadline - time.monotonic(), 0)
-                time.sleep(min(pause, remaining))
+                limit = LAST_POLL if deadline is None else max(deadline - time.monotonic(), 0)
+                time.sleep(min(pause, limit, self._poll_before_end(time.monotonic() - begin)))
                 pause = min(pause * POLL_GROWTH, LAST_POLL)
         if self.state is JobState.FAILED:
             raise JobFailed(f"job {self.id} failed ({self.info.error_code}): {self.info.error_message}")
         return self
+
+    def _poll_before_end(self, elapsed: float) -> float:
+        """Half of the seconds that the job will take at its pace so far: who waits hears of the end soon after it."""
+        done = self.counts.distinct - self.counts.waiting
+        return max(elapsed * self.counts.waiting / done / 2, FIRST_POLL) if done else LAST_POLL
 
     def results(self) -> "Iterator[Result]":
         """What became of each item, in input order, read as you go.

@@ -1,7 +1,10 @@
 """Results on their way to the caller: items one by one, or as Arrow batches."""
 
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 from uuid import UUID
 
@@ -15,6 +18,7 @@ from storage.database import Database
 from storage.results import Page
 
 PAGE_ITEMS = 10_000
+PAGES_AHEAD = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +29,7 @@ class ItemError:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that would double the cost of making one
 class Result:
     """What a job says of one item."""
 
@@ -52,18 +56,25 @@ class ResultReader:
         self._column = results.output_column(target.model.task, target.params)
 
     def pages(self) -> Iterator[Page]:
-        """Columns of consecutive items, in input order."""
-        for start in range(0, self._items, PAGE_ITEMS):
-            with self._database.transaction() as connection:
-                page = results.read(
-                    connection,
-                    job_id=self._job_id,
-                    target_id=self._target.id,
-                    column=self._column,
-                    start=start,
-                    stop=start + PAGE_ITEMS,
-                )
-            yield page
+        """Columns of consecutive items, in input order; while one is used, the next are read."""
+        starts = iter(range(0, self._items, PAGE_ITEMS))
+        with ThreadPoolExecutor(PAGES_AHEAD, "results") as reader:
+            ahead = deque(reader.submit(self._page, start) for start in islice(starts, PAGES_AHEAD))
+            while ahead:
+                page = ahead.popleft().result()
+                ahead.extend(reader.submit(self._page, start) for start in islice(starts, 1))
+                yield page
+
+    def _page(self, start: int) -> Page:
+        with self._database.transaction() as connection:
+            return results.read(
+                connection,
+                job_id=self._job_id,
+                target_id=self._target.id,
+                column=self._column,
+                start=start,
+                stop=start + PAGE_ITEMS,
+            )
 
     def items(self) -> Iterator[Result]:
         """Item by item, in input order."""
@@ -79,7 +90,7 @@ class ResultReader:
                 strict=True,
             )
             for position, custom_id, output, present, error, cached, truncated in columns:
-                if isinstance(output, bytes):
+                if isinstance(output, str):
                     output = orjson.loads(output)
                 yield Result(
                     position,
@@ -130,7 +141,7 @@ class ResultReader:
 
 def _output_array(page: Page, kind: pa.DataType) -> pa.Array:
     if isinstance(page.outputs, list):
-        return pa.array(page.outputs, pa.binary()).cast(pa.string())
+        return pa.array(page.outputs, pa.string())
     width = kind.list_size
     values = page.outputs if page.outputs.shape[1] == width else np.zeros((len(page.outputs), width))
     flat = pa.array(np.ascontiguousarray(values, dtype=kind.value_type.to_pandas_dtype()).reshape(-1))

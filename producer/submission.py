@@ -3,6 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +27,7 @@ from storage.inputs import Line
 
 log = logging.getLogger(__name__)
 
-CHUNK_LINES = 20_000
+CHUNK_LINES = 10_000
 CHUNK_BYTES = 32 * 2**20
 """A transaction holds so many lines, or so much canonical text, whichever comes first."""
 SHARD_SECONDS = 0.75
@@ -164,11 +165,7 @@ def submit(database: Database, submission: Submission, source: Iterable[Line]) -
             metadata=submission.metadata,
         )
     try:
-        for chunk in chunks(source):
-            content.update(chunk)
-            with database.transaction() as connection:
-                jobs.count_received(connection, job_id, len(chunk))
-                inputs.append(connection, job_id, chunk)
+        _receive(database, job_id, source, content)
         return _seal(database, submission, job_id, target_id, content)
     except BaseException:
         # Whatever ended it, the caller's own generator included: what was received must not count. Where even this
@@ -176,6 +173,25 @@ def submit(database: Database, submission: Submission, source: Iterable[Line]) -
         with suppress(BatchmillError), database.transaction() as connection:
             jobs.discard(connection, job_id)
         raise
+
+
+def _receive(database: Database, job_id: UUID, source: Iterable[Line], content: ContentDigest) -> None:
+    """Store chunk after chunk; while one is on its way, the next is read and hashed."""
+
+    def store(chunk: list[Line]) -> None:
+        with database.transaction() as connection:
+            jobs.count_received(connection, job_id, len(chunk))
+            inputs.append(connection, job_id, chunk)
+
+    with ThreadPoolExecutor(1, "submission") as writer:
+        stored: Future[None] | None = None
+        for chunk in chunks(source):
+            content.update(chunk)
+            if stored is not None:
+                stored.result()
+            stored = writer.submit(store, chunk)
+        if stored is not None:
+            stored.result()
 
 
 def _seal(database: Database, submission: Submission, job_id: UUID, target_id: int, content: ContentDigest) -> Accepted:

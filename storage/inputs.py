@@ -1,15 +1,14 @@
 """Inputs and items: payloads stored once, lines that refer to them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import orjson
 from sqlalchemy import Connection, bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY, BYTEA
 
-from storage.copying import copy_rows
+from storage.bulk import copy_rows
 
 # The temporary table outlives the transaction empty, so that a connection makes it once.
 _STAGING = text("""
@@ -19,26 +18,38 @@ _STAGING = text("""
 """)
 _COLUMNS = {"position": "int8", "custom_id": "text", "digest": "bytea", "payload": "bytea", "size": "int4"}
 
-# Sorted by digest, so that two submissions that meet take their locks in one order.
-_INSERT_INPUTS = text("""
-    INSERT INTO inputs (digest, payload, size)
-    SELECT digest, payload, size FROM batchmill_lines
-    WHERE payload IS NOT NULL ORDER BY digest
-    ON CONFLICT (digest) DO NOTHING
-""")
-# LATERAL … OFFSET 0 is a lookup for each line: left to itself the planner reads the whole table of inputs to hash it,
-# which costs more the more is stored.
-_INSERT_ITEMS = text("""
+# One statement looks up what is known, stores what is new and refers to both. Sorted by digest, so that lookups find
+# their neighbours in memory and two submissions that meet take their locks in one order. LATERAL … OFFSET 0 is a lookup
+# for each line: left to itself the planner reads the whole table of inputs to hash it, which costs more the more is
+# stored.
+_INSERT = text("""
+    WITH line AS MATERIALIZED (
+        SELECT sorted.*, known.id
+        FROM (SELECT * FROM batchmill_lines ORDER BY digest) AS sorted
+        LEFT JOIN LATERAL (SELECT id FROM inputs WHERE inputs.digest = sorted.digest OFFSET 0) AS known ON true
+    ), new AS (
+        INSERT INTO inputs (digest, payload, size)
+        SELECT digest, payload, size FROM line WHERE id IS NULL AND payload IS NOT NULL
+        ON CONFLICT (digest) DO NOTHING
+        RETURNING id, digest
+    )
     INSERT INTO items (job_id, position, input_id, custom_id)
-    SELECT :job_id, line.position, input.id, line.custom_id
-    FROM batchmill_lines AS line
-    CROSS JOIN LATERAL (SELECT id FROM inputs WHERE inputs.digest = line.digest OFFSET 0) AS input
+    SELECT :job_id, line.position, coalesce(line.id, new.id), line.custom_id
+    FROM line LEFT JOIN new USING (digest)
+    WHERE coalesce(line.id, new.id) IS NOT NULL
     ORDER BY line.position
 """)
+# Inputs that another submission committed while that statement ran were neither new to it nor known.
+_INSERT_REST = text("""
+    INSERT INTO items (job_id, position, input_id, custom_id)
+    SELECT :job_id, line.position, known.id, line.custom_id
+    FROM batchmill_lines AS line
+    CROSS JOIN LATERAL (SELECT id FROM inputs WHERE inputs.digest = line.digest OFFSET 0) AS known
+    WHERE NOT EXISTS (SELECT FROM items WHERE items.job_id = :job_id AND items.position = line.position)
+""")
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(NamedTuple):
     """One line of a job on its way in."""
 
     position: int
@@ -63,8 +74,8 @@ def append(connection: Connection, job_id: UUID, lines: Sequence[Line]) -> None:
 
     connection.execute(_STAGING)
     copy_rows(connection, "batchmill_lines", _COLUMNS, rows())
-    connection.execute(_INSERT_INPUTS)
-    connection.execute(_INSERT_ITEMS, {"job_id": job_id})
+    if connection.execute(_INSERT, {"job_id": job_id}).rowcount < len(lines):
+        connection.execute(_INSERT_REST, {"job_id": job_id})
 
 
 def duplicate_custom_id(connection: Connection, job_id: UUID) -> tuple[str, int, int] | None:

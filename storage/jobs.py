@@ -168,11 +168,12 @@ def discard_abandoned(connection: Connection, older_than: timedelta) -> list[UUI
 # page.
 _DISTINCT_INPUTS = text("""
     CREATE TEMPORARY TABLE batchmill_distinct ON COMMIT DROP AS
-    SELECT input.id, input.size, result.truncated
+    SELECT line.input_id AS id, input.size, result.truncated
     FROM (SELECT DISTINCT input_id FROM items WHERE job_id = :job_id ORDER BY input_id) AS line
-    CROSS JOIN LATERAL (SELECT id, size FROM inputs WHERE id = line.input_id OFFSET 0) AS input
     LEFT JOIN LATERAL (SELECT truncated FROM results
                        WHERE results.input_id = line.input_id AND target_id = :target_id OFFSET 0) AS result ON true
+    LEFT JOIN LATERAL (SELECT size FROM inputs
+                       WHERE result.truncated IS NULL AND id = line.input_id OFFSET 0) AS input ON true
 """)
 
 # A shard ends where its estimated tokens or its inputs reach their limit. Which shard is claimed first differs from

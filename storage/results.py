@@ -12,7 +12,7 @@ from psycopg.errors import UniqueViolation
 from sqlalchemy import Connection, text
 
 from contracts.names import Task
-from storage.copying import copy_bytes, copy_out
+from storage.bulk import copy_bytes, fetch_binary
 
 Outputs: TypeAlias = NDArray[Any] | list[Any]
 """Vectors `[n, d]` in float32 or float16, packed bits `[n, d / 8]` in uint8, or n JSON values."""
@@ -138,7 +138,7 @@ class Page:
 
     positions: NDArray[np.int64]
     custom_ids: list[str | None]
-    outputs: NDArray[Any] | list[bytes | None]
+    outputs: NDArray[Any] | list[str | None]
     """Vectors (rows of zeros where there is none), or JSON texts."""
     present: NDArray[np.bool_]
     """Whether the item has an output."""
@@ -148,24 +148,42 @@ class Page:
     truncated: NDArray[np.bool_]
 
 
-def _page_query(column: str) -> str:
-    return f"""
-        SELECT items.position, items.custom_id,
-               results.{column},
-               item_errors.code, item_errors.message,
-               results.input_id IS NOT NULL AND shards.job_id IS DISTINCT FROM items.job_id,
-               coalesce(results.truncated, false)
-        FROM items
-        LEFT JOIN item_errors ON item_errors.job_id = items.job_id AND item_errors.input_id = items.input_id
-        LEFT JOIN results ON results.target_id = %(target_id)s AND results.input_id = items.input_id
-             AND item_errors.input_id IS NULL
-        LEFT JOIN shards ON shards.id = results.shard_id
-        WHERE items.job_id = %(job_id)s AND items.position >= %(start)s AND items.position < %(stop)s
-        ORDER BY items.position
-    """
-
-
+# What a column's values are sent as. Those of a page are joined in the database: a page is then a handful of
+# values, and not a message for each item.
+_SEND = {
+    "embedding": "vector_send",
+    "embedding_half": "halfvec_send",
+    "embedding_bits": "varbit_send",
+}
 _VECTOR = {"embedding": ">f4", "embedding_half": ">f2"}
+
+
+def _page_query(column: str) -> str:
+    """Items of a range of positions, which have no gaps, as one row of arrays.
+
+    LATERAL … OFFSET 0 is a lookup for each item, for the reason given in `storage.inputs`.
+    """
+    joined = "array_agg(output::text)" if column == "output" else f"string_agg({_SEND[column]}({column}), ''::bytea)"
+    return f"""
+        SELECT count(*), array_agg(custom_id), {joined}, array_agg({column} IS NOT NULL),
+               array_agg(position) FILTER (WHERE code IS NOT NULL), array_agg(code) FILTER (WHERE code IS NOT NULL),
+               array_agg(message) FILTER (WHERE code IS NOT NULL), array_agg(cached), array_agg(truncated)
+        FROM (
+            SELECT items.position, items.custom_id, result.{column}, item_errors.code, item_errors.message,
+                   result.input_id IS NOT NULL AND shards.job_id IS DISTINCT FROM items.job_id AS cached,
+                   coalesce(result.truncated, false) AS truncated
+            FROM items
+            LEFT JOIN item_errors ON item_errors.job_id = items.job_id AND item_errors.input_id = items.input_id
+            LEFT JOIN LATERAL (
+                SELECT input_id, shard_id, truncated, {column} FROM results
+                WHERE results.input_id = items.input_id AND results.target_id = %(target_id)s
+                  AND item_errors.input_id IS NULL OFFSET 0
+            ) AS result ON true
+            LEFT JOIN shards ON shards.id = result.shard_id
+            WHERE items.job_id = %(job_id)s AND items.position >= %(start)s AND items.position < %(stop)s
+            ORDER BY items.position
+        ) AS item
+    """
 
 
 def read(connection: Connection, *, job_id: UUID, target_id: int, column: str, start: int, stop: int) -> Page:
@@ -173,41 +191,45 @@ def read(connection: Connection, *, job_id: UUID, target_id: int, column: str, s
 
     Where the job has an error, a result that another job got is not looked at.
     """
-    rows = list(
-        copy_out(
-            connection,
-            _page_query(column),
-            {"job_id": job_id, "target_id": target_id, "start": start, "stop": stop},
-            ["int8", "text", "bytea", "text", "text", "bool", "bool"],
-        )
+    count, custom_ids, raw, present, failed, codes, messages, cached, truncated = fetch_binary(
+        connection,
+        _page_query(column),
+        {"job_id": job_id, "target_id": target_id, "start": start, "stop": stop},
     )
-    raw = [row[2] for row in rows]
-    outputs: NDArray[Any] | list[bytes | None]
-    if column == "output":
-        outputs = [None if value is None else value[1:] for value in raw]
-    else:
-        outputs = _decode_vectors(raw, column)
+    errors: list[tuple[str, str] | None] = [None] * count
+    for position, code, message in zip(failed or (), codes or (), messages or (), strict=True):
+        errors[position - start] = (code, message)
+    has_output = np.array(present or (), np.bool_)
+    outputs: NDArray[Any] | list[str | None]
+    outputs = (raw or []) if column == "output" else _decode_vectors(raw or b"", has_output, column)
     return Page(
-        positions=np.fromiter((row[0] for row in rows), np.int64, len(rows)),
-        custom_ids=[row[1] for row in rows],
+        positions=np.arange(start, start + count),
+        custom_ids=custom_ids or [],
         outputs=outputs,
-        present=np.fromiter((value is not None for value in raw), np.bool_, len(rows)),
-        errors=[None if row[3] is None else (row[3], row[4]) for row in rows],
-        cached=np.fromiter((row[5] for row in rows), np.bool_, len(rows)),
-        truncated=np.fromiter((row[6] for row in rows), np.bool_, len(rows)),
+        present=has_output,
+        errors=errors,
+        cached=np.array(cached or (), np.bool_),
+        truncated=np.array(truncated or (), np.bool_),
     )
 
 
-def _decode_vectors(raw: list[bytes | None], column: str) -> NDArray[Any]:
-    """Rows of `vector`, `halfvec` or `bit varying` in their binary form as a matrix; zeros where there is none."""
-    length = next((len(value) for value in raw if value is not None), 4)
-    blank = bytes(length)
-    joined = b"".join([blank if value is None else value for value in raw])
-    body = np.frombuffer(joined, np.uint8).reshape(len(raw), length)[:, 4:]
-    if column == "embedding_bits":
-        return np.ascontiguousarray(body)
-    stored = np.dtype(_VECTOR[column])
-    return np.ascontiguousarray(body).view(stored).astype(stored.newbyteorder("="))
+def _decode_vectors(raw: bytes, present: NDArray[np.bool_], column: str) -> NDArray[Any]:
+    """Values of `vector`, `halfvec` or `bit varying` in their binary form as a matrix; zeros where there is none.
+
+    Each begins with four bytes that say how long it is; all of a target are equally long.
+    """
+    rows = max(int(present.sum()), 1)
+    body = np.frombuffer(raw, np.uint8).reshape(rows, len(raw) // rows)[:, 4:]
+    if column in _VECTOR:
+        stored = np.dtype(_VECTOR[column])
+        values: NDArray[Any] = np.ascontiguousarray(body).view(stored).astype(stored.newbyteorder("="))
+    else:
+        values = np.ascontiguousarray(body)
+    if present.all() and len(present):
+        return values
+    matrix = np.zeros((len(present), values.shape[1]), values.dtype)
+    matrix[present] = values[: int(present.sum())]
+    return matrix
 
 
 def dimensions(connection: Connection, *, job_id: UUID, target_id: int, column: str) -> int | None:

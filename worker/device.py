@@ -83,7 +83,7 @@ class Device:
         """Leave to other shards of the same target what they compute already."""
         alone = np.ones(len(shard.input_ids), dtype=np.bool_)
         for other in self._shards.values():
-            if other.target.id == shard.target.id and not other.abandoned:
+            if other.target.id == shard.target.id:
                 shared = alone & np.isin(shard.input_ids, other.input_ids[~other.settled])
                 if shared.any():
                     other.followers.append((shard, frozenset(shard.input_ids[shared].tolist())))

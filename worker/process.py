@@ -123,7 +123,7 @@ class WorkerProcess:
             return lease, target, self._cache.pin(target.model)
         except ModelError as error:
             self._fail(lease, error)
-            return None
+            return self._claim(pool)  # the ticket is good for another job
 
     def _work(self, lease: Lease, target: TargetSpec, resident: Resident) -> None:
         with self._heartbeat.keeping(lease):

@@ -178,7 +178,7 @@ def test_a_submission_that_fails_midway_leaves_nothing(client: Client) -> None:
 
     with pytest.raises(RuntimeError, match="the caller's own"):
         client.submit("vectors", breaks())
-    with pytest.raises(InvalidInput, match=r"^item 20,?011: .*NUL"):
+    with pytest.raises(InvalidInput, match=r"^item 10,?011: .*NUL"):
         client.submit("vectors", [*(f"half {n}" for n in range(CHUNK_LINES + 10)), "nul \0"])
     with pytest.raises(DuplicateCustomId, match="'a'.* items 1 and 3"):
         client.submit("vectors", [("a", "x"), ("b", "y"), ("a", "z")])

@@ -6,14 +6,14 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
 from contracts.errors import ConfigurationError, DatabaseUnavailable
-from storage.copying import copy_bytes, copy_out, copy_rows
+from storage.bulk import copy_bytes, copy_rows, fetch_binary
 from storage.database import Database
 
 STATEMENTS: dict[str, Callable[[Connection], object]] = {
     "execute": lambda connection: connection.execute(text("SELECT 1")),
     "copy_rows": lambda connection: copy_rows(connection, "items", {"position": "int8"}, [(1,)]),
     "copy_bytes": lambda connection: copy_bytes(connection, "items", ["position"], b""),
-    "copy_out": lambda connection: list(copy_out(connection, "SELECT 1", {}, ["int4"])),
+    "fetch_binary": lambda connection: fetch_binary(connection, "SELECT 1", {}),
     "commit": lambda connection: None,
 }
 
@@ -27,6 +27,15 @@ def test_a_connection_that_is_cut_is_one_error_and_the_next_is_good(database: Da
         STATEMENTS[name](connection)
     with database.transaction() as connection:
         assert connection.execute(text("SELECT 1")).scalar_one() == 1
+
+
+def test_a_connection_that_was_cut_while_nobody_used_it_is_replaced(database: Database, database_url: str) -> None:
+    with database.transaction() as connection:
+        pid = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
+    with Database(database_url) as elsewhere, elsewhere.transaction() as connection:
+        assert connection.execute(text("SELECT pg_terminate_backend(:pid, 5000)"), {"pid": pid}).scalar_one()
+    with database.transaction() as connection:
+        assert connection.execute(text("SELECT pg_backend_pid()")).scalar_one() != pid
 
 
 def test_a_block_that_raises_leaves_nothing(database: Database) -> None:

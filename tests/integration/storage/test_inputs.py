@@ -118,17 +118,17 @@ def test_cached_are_those_with_a_result_for_the_target(database: Database, targe
 def test_submissions_that_meet_neither_block_one_another_for_good_nor_store_twice(
     database: Database, target_id: int
 ) -> None:
-    # Two chunks each, with everything in common, in opposite order: unsorted inserts would deadlock here.
+    # Chunks that have everything in common, in opposite order: unsorted inserts would deadlock here.
     values = [f"text {i}" for i in range(3000)]
     barrier = threading.Barrier(4)
 
     def run(number: int) -> None:
         job_id = open_job(database, target_id)
-        mine = values if number % 2 else values[::-1]
-        lines = as_lines(mine)
+        lines = as_lines(values)
         for start in (0, 1500):
+            chunk = lines[start : start + 1500]
             barrier.wait(30)
-            append(database, job_id, lines[start : start + 1500])
+            append(database, job_id, chunk if number % 2 else chunk[::-1])
         seal(database, job_id, target_id)
 
     with ThreadPoolExecutor(4) as threads:

@@ -400,6 +400,21 @@ class TestClose:
             [(open_shards,)] = query(database, "SELECT open_shards FROM jobs")
             assert open_shards == 0
 
+    def test_a_job_that_fails_at_this_moment_comes_first(self, database: Database, target_id: int) -> None:
+        job_id = many(database, target_id, 1)
+        lease = claimed(database)
+        with ThreadPoolExecutor(1) as threads:
+            with database.transaction() as connection:
+                jobs.lock(connection, job_id)
+                closing = threads.submit(finish, database, lease)
+                while not query(database, "SELECT 1 FROM pg_locks WHERE NOT granted"):
+                    assert not closing.done()
+                # Whoever closes waits for the job before anything else: otherwise each would wait for the other.
+                assert jobs.fail(connection, job_id, "model_error", "")
+            with pytest.raises(LeaseLost):
+                closing.result(10)
+        assert counts(database, job_id) == (JobState.FAILED, JobCounts(items=1, distinct=1))
+
     def test_ids_of_64_bits(self, database: Database, target_id: int) -> None:
         execute(database, "ALTER SEQUENCE inputs_id_seq RESTART WITH 9223372036854775800")
         try:

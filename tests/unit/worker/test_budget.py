@@ -5,7 +5,7 @@ import pytest
 
 from contracts.errors import ModelLoadFailed
 from worker import budget
-from worker.budget import LARGEST, LENGTH, PASSES, SMALLEST, measure
+from worker.budget import LARGEST, LENGTH, PASSES, SLACK, SMALLEST, measure
 from worker.engines.base import Engine, Output, Prepared
 
 
@@ -58,10 +58,11 @@ def test_the_fastest_size_is_found() -> None:
 
 
 def test_the_smallest_that_is_nearly_as_fast_is_taken() -> None:
-    engine = speeds({512: 9.6e4, 1024: 9.8e4, 2048: 9.9e4, 4096: 10e4}, 3e4)
+    just, barely_not = (SLACK + 0.01) * 1e5, (SLACK - 0.01) * 1e5
+    engine = speeds({512: barely_not, 1024: just, 2048: just, 4096: 1e5}, 3e4)
     found = measure(engine, {}, engine.clock)
     assert found.tokens == 1024
-    assert found.tokens_per_second == pytest.approx(9.8e4)
+    assert found.tokens_per_second == pytest.approx(just)
 
 
 def test_one_decline_may_be_an_accident_and_two_are_not() -> None:
@@ -94,7 +95,7 @@ def test_the_best_of_several_passes_counts_and_the_very_first_does_not() -> None
     engine = Timed(seconds)
     assert measure(engine, {}, engine.clock).tokens_per_second == pytest.approx(1e5)
     assert calls[0] == LENGTH
-    assert calls[1:5] == [SMALLEST, SMALLEST, SMALLEST, 2 * SMALLEST]
+    assert calls[1 : PASSES + 2] == [SMALLEST] * PASSES + [2 * SMALLEST]
 
 
 def test_what_does_not_fit_into_memory_ends_the_search() -> None:

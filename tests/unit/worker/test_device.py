@@ -253,6 +253,19 @@ class TestTheSameInput:
             assert done(one)
         assert engine.computed == [1, 1]
 
+    def test_is_not_waited_for_where_it_is_settled(self, storage: Storage, engine: Gated) -> None:
+        storage.hold()
+        first, second = shard(engine, [1, 2]), shard(engine, [1])
+        storage.device.submit(first, 4)
+        while len(storage.delivered) < 2:
+            storage.device.call(lambda: None)
+        storage.device.settle(storage.delivered[:1])
+        storage.held = None
+        storage.device.submit(second, 4)
+        assert done(second)
+        assert engine.computed == [1, 2, 1]
+        assert not first.finished.is_set()
+
     def test_of_another_target_is_another_result(self, storage: Storage, engine: Gated) -> None:
         first, second = shard(engine, [1]), shard(engine, [1], target=2)
         for one in (first, second):

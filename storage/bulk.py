@@ -1,6 +1,6 @@
-"""COPY in binary form through SQLAlchemy's connection: how bulk rows enter and leave Postgres."""
+"""How bulk rows enter and leave Postgres through SQLAlchemy's connection: COPY in binary form, arrays out."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import psycopg
@@ -48,20 +48,15 @@ def copy_bytes(connection: Connection, table: str, columns: Sequence[str], rows:
         copy.write(TRAILER)
 
 
-def copy_out(
-    connection: Connection, query: str, params: Mapping[str, Any], types: Sequence[str]
-) -> Iterator[tuple[Any, ...]]:
-    """The rows of a query, decoded as the types named (`bytea` gives a value's binary form as it is).
+def fetch_binary(connection: Connection, query: str, params: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The one row of a query, sent in binary form: arrays and bytes arrive without being written out as text.
 
     Args:
         connection: In a transaction.
         query: With `%(name)s` where a parameter stands.
-        params: Put into the query as literals: COPY takes no others.
-        types: One a column.
+        params: By name.
     """
-    driver = _driver(connection)
-    with driver.cursor() as cursor:
-        literal = psycopg.ClientCursor(driver).mogrify(query, params)
-        with cursor.copy(f"COPY ({literal}) TO STDOUT (FORMAT BINARY)".encode()) as copy:
-            copy.set_types(types)
-            yield from copy.rows()
+    with _driver(connection).cursor(binary=True) as cursor:
+        row: tuple[Any, ...] | None = cursor.execute(query.encode(), params).fetchone()
+    assert row is not None
+    return row
