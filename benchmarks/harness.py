@@ -16,7 +16,7 @@ from contracts.settings import Settings
 from producer import Client
 from stack import embedded
 
-REPETITIONS = 5
+REPETITIONS = 2
 console = Console(width=100)
 
 

@@ -106,13 +106,16 @@ class Client:
         """
         if priority not in list(Priority):
             raise InvalidRequest(f"priority {priority!r}: choose one of {', '.join(Priority)}")
-        if idempotency_key is not None and not 0 < len(idempotency_key) <= 255:
-            raise InvalidRequest("an idempotency key has 1 to 255 characters")
+        if idempotency_key is not None:
+            _check_json("idempotency_key", idempotency_key)
+            if not 0 < len(idempotency_key) <= 255:
+                raise InvalidRequest("an idempotency key has 1 to 255 characters")
+        _check_json("metadata", dict(metadata or {}))
         submission = Submission(
             model=(spec := self.models.get(model)),
             params=parse_params(spec.task, params),
             priority=Priority(priority),
-            metadata=_checked_metadata(metadata or {}),
+            metadata=metadata or {},
             idempotency_key=idempotency_key,
         )
         tickets = self._tickets  # a broker's address that is none is refused before anything is stored
@@ -183,9 +186,8 @@ class Client:
         self.close()
 
 
-def _checked_metadata(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+def _check_json(name: str, value: Any) -> None:
     try:
-        canonicalize(dict(metadata))
+        canonicalize(value)
     except InvalidInput as error:
-        raise error.at("metadata") from None
-    return metadata
+        raise error.at(name) from None

@@ -17,8 +17,13 @@ from storage import results
 from storage.database import Database
 from storage.results import Page
 
+PAGE_BYTES = 32 * 2**20
+"""What the vectors of a page may take; Postgres ends at a gigabyte a value."""
 PAGE_ITEMS = 10_000
+PAGE_DOCUMENTS = 1_000
+"""Items of a page whose outputs are JSON of unknown size."""
 PAGES_AHEAD = 2
+_SCALAR_BYTES = {"embedding": 4, "embedding_half": 2, "embedding_bits": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +62,26 @@ class ResultReader:
 
     def pages(self) -> Iterator[Page]:
         """Columns of consecutive items, in input order; while one is used, the next are read."""
-        starts = iter(range(0, self._items, PAGE_ITEMS))
+        count = self._page_items()
+        starts = iter(range(0, self._items, count))
         with ThreadPoolExecutor(PAGES_AHEAD, "results") as reader:
-            ahead = deque(reader.submit(self._page, start) for start in islice(starts, PAGES_AHEAD))
+            ahead = deque(reader.submit(self._page, start, start + count) for start in islice(starts, PAGES_AHEAD))
             while ahead:
                 page = ahead.popleft().result()
-                ahead.extend(reader.submit(self._page, start) for start in islice(starts, 1))
+                ahead.extend(reader.submit(self._page, start, start + count) for start in islice(starts, 1))
                 yield page
 
-    def _page(self, start: int) -> Page:
+    def _page_items(self) -> int:
+        if self._column == "output" or self._items <= PAGE_DOCUMENTS:
+            return PAGE_DOCUMENTS
+        row_bytes = _SCALAR_BYTES[self._column] * (self._width() or 1)
+        return max(min(PAGE_ITEMS, PAGE_BYTES // row_bytes), 1)
+
+    def _width(self) -> int | None:
+        with self._database.transaction() as connection:
+            return results.dimensions(connection, job_id=self._job_id, target_id=self._target.id, column=self._column)
+
+    def _page(self, start: int, stop: int) -> Page:
         with self._database.transaction() as connection:
             return results.read(
                 connection,
@@ -73,7 +89,7 @@ class ResultReader:
                 target_id=self._target.id,
                 column=self._column,
                 start=start,
-                stop=start + PAGE_ITEMS,
+                stop=stop,
             )
 
     def items(self) -> Iterator[Result]:
@@ -103,13 +119,11 @@ class ResultReader:
 
     def schema(self) -> pa.Schema:
         """The Arrow schema of `batches`; vectors are lists of a fixed size."""
-        with self._database.transaction() as connection:
-            width = results.dimensions(connection, job_id=self._job_id, target_id=self._target.id, column=self._column)
         if self._column == "output":
             output = pa.field("output", pa.string(), metadata={"json": "1"})
         else:
             scalar = {"embedding": pa.float32(), "embedding_half": pa.float16()}.get(self._column, pa.uint8())
-            output = pa.field("output", pa.list_(scalar, width or 0))
+            output = pa.field("output", pa.list_(scalar, self._width() or 0))
         return pa.schema(
             [
                 pa.field("position", pa.int64(), nullable=False),

@@ -26,12 +26,10 @@ _SETTINGS = {
     "unix_socket_permissions": "0700",
     "port": "5432",
     "max_connections": "100",
+    "shared_buffers": "256MB",
     "work_mem": "32MB",
     "maintenance_work_mem": "128MB",
-    # Bulk results fill segments fast: they are kept and used again, and new ones are not zeroed first.
-    "max_wal_size": "4GB",
-    "min_wal_size": "1GB",
-    "wal_init_zero": "off",
+    "max_wal_size": "2GB",
     "fsync": "on",
     "synchronous_commit": "on",
     # Plans of short queries cost less than compiling them.
@@ -50,12 +48,6 @@ _INITDB = (
     "--locale=C",
 )
 _INITDB_SECONDS = 60.0
-
-
-def _shared_buffers() -> str:
-    """A sixteenth of the machine's memory, within reason: the index that inputs are found by should fit."""
-    megabytes = psutil.virtual_memory().total // 16 // 2**20
-    return f"{min(max(megabytes, 128), 1024)}MB"
 
 
 class Postgres:
@@ -80,7 +72,7 @@ class Postgres:
     @property
     def program(self) -> Program:
         """The server."""
-        settings = [f"--{name}={value}" for name, value in (_SETTINGS | {"shared_buffers": _shared_buffers()}).items()]
+        settings = [f"--{name}={value}" for name, value in _SETTINGS.items()]
         return Program(
             name=NAME,
             command=(

@@ -19,14 +19,14 @@ _STAGING = text("""
 _COLUMNS = {"position": "int8", "custom_id": "text", "digest": "bytea", "payload": "bytea", "size": "int4"}
 
 # One statement looks up what is known, stores what is new and refers to both. Sorted by digest, so that lookups find
-# their neighbours in memory and two submissions that meet take their locks in one order. LATERAL … OFFSET 0 is a lookup
+# their neighbours in memory and two submissions that meet take their locks in one order. LATERAL … LIMIT 1 is a lookup
 # for each line: left to itself the planner reads the whole table of inputs to hash it, which costs more the more is
 # stored.
 _INSERT = text("""
     WITH line AS MATERIALIZED (
         SELECT sorted.*, known.id
         FROM (SELECT * FROM batchmill_lines ORDER BY digest) AS sorted
-        LEFT JOIN LATERAL (SELECT id FROM inputs WHERE inputs.digest = sorted.digest OFFSET 0) AS known ON true
+        LEFT JOIN LATERAL (SELECT id FROM inputs WHERE inputs.digest = sorted.digest LIMIT 1) AS known ON true
     ), new AS (
         INSERT INTO inputs (digest, payload, size)
         SELECT digest, payload, size FROM line WHERE id IS NULL AND payload IS NOT NULL
@@ -44,7 +44,7 @@ _INSERT_REST = text("""
     INSERT INTO items (job_id, position, input_id, custom_id)
     SELECT :job_id, line.position, known.id, line.custom_id
     FROM batchmill_lines AS line
-    CROSS JOIN LATERAL (SELECT id FROM inputs WHERE inputs.digest = line.digest OFFSET 0) AS known
+    CROSS JOIN LATERAL (SELECT id FROM inputs WHERE inputs.digest = line.digest LIMIT 1) AS known
     WHERE NOT EXISTS (SELECT FROM items WHERE items.job_id = :job_id AND items.position = line.position)
 """)
 

@@ -171,9 +171,9 @@ _DISTINCT_INPUTS = text("""
     SELECT line.input_id AS id, input.size, result.truncated
     FROM (SELECT DISTINCT input_id FROM items WHERE job_id = :job_id ORDER BY input_id) AS line
     LEFT JOIN LATERAL (SELECT truncated FROM results
-                       WHERE results.input_id = line.input_id AND target_id = :target_id OFFSET 0) AS result ON true
+                       WHERE results.input_id = line.input_id AND target_id = :target_id LIMIT 1) AS result ON true
     LEFT JOIN LATERAL (SELECT size FROM inputs
-                       WHERE result.truncated IS NULL AND id = line.input_id OFFSET 0) AS input ON true
+                       WHERE result.truncated IS NULL AND id = line.input_id LIMIT 1) AS input ON true
 """)
 
 # A shard ends where its estimated tokens or its inputs reach their limit. Which shard is claimed first differs from

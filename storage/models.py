@@ -43,8 +43,8 @@ def add(
     ).first()
     if latest is not None:
         spec = _spec(latest)
-        same = (spec.digest, spec.task, spec.quantization, spec.pool) == (digest, task, quantization, pool)
-        if same and (files or spec.source == source):
+        found = (spec.digest, spec.task, spec.quantization, spec.engine, spec.pool)
+        if found == (digest, task, quantization, engine, pool):
             return spec
     version = connection.execute(
         select(func.coalesce(func.max(models.c.version), 0) + 1).where(models.c.name == name)

@@ -161,7 +161,7 @@ _VECTOR = {"embedding": ">f4", "embedding_half": ">f2"}
 def _page_query(column: str) -> str:
     """Items of a range of positions, which have no gaps, as one row of arrays.
 
-    LATERAL … OFFSET 0 is a lookup for each item, for the reason given in `storage.inputs`.
+    LATERAL … LIMIT 1 is a lookup for each item, for the reason given in `storage.inputs`.
     """
     joined = "array_agg(output::text)" if column == "output" else f"string_agg({_SEND[column]}({column}), ''::bytea)"
     return f"""
@@ -169,17 +169,20 @@ def _page_query(column: str) -> str:
                array_agg(position) FILTER (WHERE code IS NOT NULL), array_agg(code) FILTER (WHERE code IS NOT NULL),
                array_agg(message) FILTER (WHERE code IS NOT NULL), array_agg(cached), array_agg(truncated)
         FROM (
-            SELECT items.position, items.custom_id, result.{column}, item_errors.code, item_errors.message,
-                   result.input_id IS NOT NULL AND shards.job_id IS DISTINCT FROM items.job_id AS cached,
+            SELECT items.position, items.custom_id, result.{column}, error.code, error.message,
+                   result.input_id IS NOT NULL AND items.job_id IS DISTINCT FROM
+                       (SELECT shards.job_id FROM shards WHERE shards.id = result.shard_id) AS cached,
                    coalesce(result.truncated, false) AS truncated
             FROM items
-            LEFT JOIN item_errors ON item_errors.job_id = items.job_id AND item_errors.input_id = items.input_id
+            LEFT JOIN LATERAL (
+                SELECT input_id, code, message FROM item_errors
+                WHERE item_errors.job_id = items.job_id AND item_errors.input_id = items.input_id LIMIT 1
+            ) AS error ON true
             LEFT JOIN LATERAL (
                 SELECT input_id, shard_id, truncated, {column} FROM results
                 WHERE results.input_id = items.input_id AND results.target_id = %(target_id)s
-                  AND item_errors.input_id IS NULL OFFSET 0
+                  AND error.input_id IS NULL LIMIT 1
             ) AS result ON true
-            LEFT JOIN shards ON shards.id = result.shard_id
             WHERE items.job_id = %(job_id)s AND items.position >= %(start)s AND items.position < %(stop)s
             ORDER BY items.position
         ) AS item

@@ -17,6 +17,7 @@ from worker.batcher import Block, MicroBatch, MicroBatcher
 from worker.engines.base import Output
 from worker.forward import forward
 from worker.shards import HeldShard
+from worker.vital import vital_thread
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -53,7 +54,7 @@ class Device:
         self._calls: deque[tuple[Callable[[], object], Future[object]]] = deque()
         self._changed = threading.Condition()
         self._stopping = False
-        self._thread = threading.Thread(target=self._loop, name="device", daemon=True)
+        self._thread = vital_thread("device", self._loop)
 
     def start(self) -> None:
         """Begin to compute."""

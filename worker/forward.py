@@ -1,17 +1,21 @@
 """One forward pass, with a failure pinned on the row that caused it."""
 
 import logging
-import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from contracts.errors import ItemFailed
+from contracts.canonical import canonicalize
+from contracts.errors import InvalidInput, ItemFailed
 from worker.engines.base import Engine, Output, Row
 
 log = logging.getLogger(__name__)
+
+_NON_FINITE = "the model gave NaN or infinity for this input"
+_NOT_A_NUMBER = re.compile(r"\bNaN\b|infinit", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ def forward(engine: Engine, rows: Sequence[Row], params: Mapping[str, Any]) -> F
                 half = len(places) // 2
                 trials += [places[half:], places[:half]]
         else:
-            parts.append(_without_non_finite(places, outputs, errors))
+            parts.append(_keep_good(places, outputs, errors))
     return Forward(
         places=[place for places, _ in parts for place in places],
         outputs=_join([outputs for places, outputs in parts if places]),
@@ -60,32 +64,33 @@ def _item_failed(error: Exception) -> ItemFailed:
     return ItemFailed("engine_error", f"{type(error).__name__}: {reason}"[:2000])
 
 
-def _without_non_finite(places: list[int], outputs: Output, errors: dict[int, ItemFailed]) -> tuple[list[int], Output]:
-    finite: list[bool]
-    if isinstance(outputs, list):
-        finite = [_finite(value) for value in outputs]
-    elif outputs.dtype == np.uint8:
+def _keep_good(places: list[int], outputs: Output, errors: dict[int, ItemFailed]) -> tuple[list[int], Output]:
+    """The outputs that can be stored, with their places; the others become errors."""
+    bad = _unfit(outputs)
+    if not bad:
         return places, outputs
-    else:
-        finite = np.logical_and.reduce(np.isfinite(outputs), axis=1).tolist()
-    if all(finite):
-        return places, outputs
-    for place, good in zip(places, finite, strict=True):
-        if not good:
-            errors[place] = ItemFailed("non_finite", "the model gave NaN or infinity for this input")
-    kept = [index for index, good in enumerate(finite) if good]
+    errors.update({places[index]: error for index, error in bad.items()})
+    kept = [index for index in range(len(places)) if index not in bad]
     remaining = [outputs[index] for index in kept] if isinstance(outputs, list) else outputs[kept]
     return [places[index] for index in kept], remaining
 
 
-def _finite(value: Any) -> bool:
-    if isinstance(value, float):
-        return math.isfinite(value)
-    if isinstance(value, Mapping):
-        return all(map(_finite, value.values()))
-    if isinstance(value, list):
-        return all(map(_finite, value))
-    return True
+def _unfit(outputs: Output) -> dict[int, ItemFailed]:
+    """By index: outputs with a NaN or an infinity, or that are no JSON that Postgres can hold."""
+    if isinstance(outputs, list):
+        return {index: error for index, value in enumerate(outputs) if (error := _unfit_json(value)) is not None}
+    if outputs.dtype == np.uint8:
+        return {}
+    infinite = np.flatnonzero(~np.isfinite(outputs).all(axis=1))
+    return {index: ItemFailed("non_finite", _NON_FINITE) for index in infinite.tolist()}
+
+
+def _unfit_json(value: Any) -> ItemFailed | None:
+    try:
+        canonicalize(value)
+    except InvalidInput as error:
+        return ItemFailed("non_finite" if _NOT_A_NUMBER.search(error.reason) else "invalid_output", error.reason)
+    return None
 
 
 def _join(outputs: list[Output]) -> Output | None:

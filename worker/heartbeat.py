@@ -12,6 +12,7 @@ from storage import shards
 from storage.database import Database
 from storage.shards import Lease
 from worker.device import Device
+from worker.vital import vital_thread
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ class Heartbeat:
         self._tokens: set[UUID] = set()
         self._lock = threading.Lock()
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._loop, name="heartbeat", daemon=True)
+        self._thread = vital_thread("heartbeat", self._loop)
 
     def start(self) -> None:
         """Begin to renew."""

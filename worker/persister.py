@@ -21,6 +21,7 @@ from contracts.errors import DatabaseUnavailable
 from storage import results
 from storage.database import Database
 from worker.device import Computed
+from worker.vital import vital_thread
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class Persister:
             before_sleep=before_sleep_log(log, logging.WARNING),
             reraise=True,
         )
-        self._thread = threading.Thread(target=self._loop, name="persister", daemon=True)
+        self._thread = vital_thread("persister", self._loop)
 
     def start(self) -> None:
         """Begin to write."""

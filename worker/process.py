@@ -10,7 +10,7 @@ from datetime import timedelta
 
 import numpy as np
 
-from contracts.errors import ArtifactError, BatchmillError, BrokerUnavailable, LeaseLost, ModelError
+from contracts.errors import ArtifactError, BatchmillError, BrokerUnavailable, LeaseLost, ModelError, ModelLoadFailed
 from contracts.models import ModelSpec, TargetSpec
 from contracts.params import parse_params
 from contracts.settings import Settings
@@ -141,7 +141,10 @@ class WorkerProcess:
             known = results.known(connection, target.id, lease.input_ids)
             missing = [input_id for input_id in lease.input_ids if input_id not in known]
             payloads = inputs.payloads(connection, missing)
-        prepared = engine.prepare(payloads, target.params)
+        try:
+            prepared = engine.prepare(payloads, target.params)
+        except Exception as error:  # an engine says by item what it cannot take: anything else is its own fault
+            raise ModelError(f"{target.model.reference} cannot prepare inputs: {_describe(error)}") from error
         good = [place for place in range(len(missing)) if place not in prepared.errors]
         return HeldShard(
             lease=lease,
@@ -186,7 +189,12 @@ class WorkerProcess:
 
     def _load(self, model: ModelSpec) -> tuple[Engine, Budget]:
         folder = self._artifacts.fetch(model.files, self._settings.cache)
-        engine = engine_class(model.engine).load(model, folder, self._hardware.device)
+        try:
+            engine = engine_class(model.engine).load(model, folder, self._hardware.device)
+        except BatchmillError:
+            raise
+        except Exception as error:  # whatever a library raises, the job hears of it
+            raise ModelLoadFailed(f"{model.reference} cannot be loaded: {_describe(error)}") from error
         with self._database.transaction() as connection:
             budget = budgets.get(connection, model.id, self._hardware.kind)
         if budget is None:
@@ -202,3 +210,7 @@ class WorkerProcess:
                 budget.tokens_per_second,
             )
         return engine, budget
+
+
+def _describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"

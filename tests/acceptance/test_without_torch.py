@@ -3,10 +3,12 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from storage import schema
 from tests.conftest import Mill
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,9 +46,14 @@ def test_a_client_without_torch_submits_and_reads(python: Path, mill: Mill, tmp_
     assert done.stdout == "2 (384,) 2\n", done.stderr
 
 
-def test_the_command_line_works_there(python: Path, mill: Mill, tmp_path: Path) -> None:
+def test_the_command_line_migrates_and_lists_there(
+    python: Path, make_database: Callable[..., str], mill: Mill, tmp_path: Path
+) -> None:
+    """The wheel holds the revisions."""
     environment = {**os.environ, **mill.environment, "BATCHMILL_HOME": str(tmp_path)}
-    command = [str(python.parent / "batchmill"), "models", "list", "--json"]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "[]"
+    environment["BATCHMILL_DATABASE_URL"] = make_database(migrated=False)
+    for arguments, printed in ((["migrate"], schema.HEAD), (["models", "list", "--json"], "[]")):
+        command = [str(python.parent / "batchmill"), *arguments]
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip() == printed
