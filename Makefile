@@ -5,7 +5,7 @@
 
 PYTHON ?= python3
 VENV := .venv
-PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP := PIP_CONSTRAINT=constraints.txt $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 FILES := pyproject.toml constraints.txt Makefile
 
 .PHONY: demo test check bench rabbitmq clean
@@ -15,8 +15,8 @@ FILES := pyproject.toml constraints.txt Makefile
 $(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed" if sys.version_info < (3, 11) else 0)'
 	@rm -rf $(VENV)
-	@$(PYTHON) -m venv $(VENV) 2>/dev/null || { rm -rf $(VENV); \
-	    $(PYTHON) -m pip install --quiet --target $(VENV)-bootstrap virtualenv && \
+	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || { rm -rf $(VENV); \
+	    PIP_CONSTRAINT=constraints.txt $(PYTHON) -m pip install --quiet --target $(VENV)-bootstrap virtualenv && \
 	    PYTHONPATH=$(VENV)-bootstrap $(PYTHON) -m virtualenv --quiet $(VENV) && rm -rf $(VENV)-bootstrap; }
 	@touch $@
 
@@ -52,9 +52,9 @@ rabbitmq:
 	@command -v rabbitmq-server >/dev/null || test -x /usr/lib/rabbitmq/bin/rabbitmq-server || \
 	    { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
 	      echo "installing rabbitmq-server …" && \
-	      { apt-get install -qq --no-install-recommends rabbitmq-server >/dev/null 2>&1 || \
-	        { apt-get update -qq && apt-get install -qq --no-install-recommends rabbitmq-server >/dev/null; }; }; } || \
+	      { RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends rabbitmq-server >/dev/null 2>&1 || \
+	        { apt-get update -qq && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends rabbitmq-server >/dev/null; }; }; } || \
 	    echo "rabbitmq-server is not installed: its tests are skipped"
 
 clean:
-	rm -rf $(VENV) .batchmill demo .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(VENV)-bootstrap .batchmill demo .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

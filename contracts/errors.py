@@ -203,7 +203,8 @@ class ItemFailed(BatchmillError):
     """One input that an engine could not compute; its neighbours are not touched.
 
     Args:
-        item_code: A stable name of the cause, kept with the item: `too_long`, `non_finite`, `engine_error`.
+        item_code: A stable name of the cause, kept with the item: `too_long`, `invalid_input`, `non_finite`,
+            `invalid_output`, `engine_error`.
         message: What happened, for a person.
     """
 

@@ -107,17 +107,15 @@ def demonstrate(client: Client, addresses: StackAddresses) -> None:
 
 @contextmanager
 def _stack(settings: Settings) -> Iterator[StackAddresses]:
-    """The embedded servers and a worker; what was not running before is ended."""
-    running = embedded.status(settings).running
+    """The embedded servers and a worker, ended whatever happens: the home is the demo's own."""
     try:
         with console.status("starting Postgres, Valkey and a worker"):
             addresses = embedded.ensure(settings)
         console.print(f"[dim]Postgres, Valkey and a worker run under {settings.home}[/]")
         yield addresses
     finally:
-        if not running:
-            with console.status("shutting down"):
-                embedded.down(settings)
+        with console.status("shutting down"):
+            embedded.down(settings)
 
 
 def _model_folder() -> Path:

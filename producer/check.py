@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from contracts.errors import EmptyJob, InvalidInput
 from contracts.models import ModelSpec
-from producer.lines import Line as Entry
+from producer.lines import Entry
 from producer.submission import chunks, lines
 from storage import budgets, inputs
 from storage.database import Database
@@ -44,7 +44,7 @@ class Check:
 def check(database: Database, model: ModelSpec, target_id: int | None, source: Iterable[Entry]) -> Check:
     """Read everything, write nothing.
 
-    Memory grows by about a hundred bytes a distinct input: duplicates are found by digest.
+    Memory grows with the distinct inputs (by digest) and custom ids: that is how repeated ones are found.
     """
     errors: list[InvalidInput] = []
     bad = items = repeated = cached = tokens = 0
@@ -58,7 +58,7 @@ def check(database: Database, model: ModelSpec, target_id: int | None, source: I
             errors.append(error)
 
     try:
-        for chunk in chunks(lines(source, on_bad)):
+        for chunk in chunks(lines(source, model, on_bad)):
             items += len(chunk)
             new = {line.digest: len(line.payload) // 4 + 2 for line in chunk if line.digest not in seen}
             seen.update(new)

@@ -102,8 +102,10 @@ class Client:
             DuplicateCustomId: Two items share an id.
             EmptyJob: There is no item.
             IdempotencyConflict: The key belongs to a job with other content.
-            DatabaseUnavailable: Postgres does not answer. Nothing was submitted.
+            DatabaseUnavailable: Postgres does not answer. Nothing was submitted, unless it went away at the very end:
+                with an idempotency key it is safe to try again.
         """
+        _check_iterable(inputs)
         if priority not in list(Priority):
             raise InvalidRequest(f"priority {priority!r}: choose one of {', '.join(Priority)}")
         if idempotency_key is not None:
@@ -119,7 +121,7 @@ class Client:
             idempotency_key=idempotency_key,
         )
         tickets = self._tickets  # a broker's address that is none is refused before anything is stored
-        accepted = submit(self._database, submission, lines(entries(inputs), on_bad))
+        accepted = submit(self._database, submission, lines(entries(inputs), spec, on_bad))
         if accepted.shards:
             try:
                 tickets.top_up(spec.pool, accepted.shards, self.settings.ticket_window)
@@ -135,6 +137,7 @@ class Client:
             InvalidParams: No such parameter, or no such value.
             EmptyJob: There is no item.
         """
+        _check_iterable(inputs)
         spec: ModelSpec = self.models.get(model)
         with self._database.transaction() as connection:
             target_id = models.find_target(connection, spec, parse_params(spec.task, params))
@@ -184,6 +187,11 @@ class Client:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _check_iterable(inputs: Any) -> None:
+    if isinstance(inputs, str | bytes | Mapping):
+        raise InvalidRequest(f"inputs is one {type(inputs).__name__}: give a list of inputs, [input] for a single one")
 
 
 def _check_json(name: str, value: Any) -> None:

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 from uuid import UUID
 
-from contracts.errors import JobFailed, WaitTimeout, WrongState
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
+
+from contracts.errors import DatabaseUnavailable, JobFailed, WaitTimeout, WrongState
 from contracts.jobs import JobCounts, JobInfo
 from contracts.models import TargetSpec
 from contracts.states import JobState
@@ -21,6 +23,8 @@ if TYPE_CHECKING:  # Arrow takes a fifth of a second to import: whoever reads re
     from producer.results import Result, ResultReader
 
 FIRST_POLL, LAST_POLL, POLL_GROWTH = 0.05, 1.0, 1.2
+OUTAGE_SECONDS = 60.0
+"""How long a wait outlasts a Postgres that does not answer."""
 
 
 class Job:
@@ -71,14 +75,14 @@ class Job:
         Raises:
             JobFailed: The job as a whole could not run; the message says why.
             WaitTimeout: It was not done in time; it goes on all the same.
-            DatabaseUnavailable: Postgres does not answer.
+            DatabaseUnavailable: Postgres does not answer for a minute.
         """
         begin = time.monotonic()
         deadline = None if timeout is None else begin + timeout
         pause = FIRST_POLL
         with ProgressBar() if progress else Silent() as bar:
             while True:
-                bar.show(self.refresh().info)
+                bar.show(self._refresh_patiently().info)
                 if self.state.terminal:
                     break
                 if deadline is not None and time.monotonic() >= deadline:
@@ -92,6 +96,16 @@ class Job:
         if self.state is JobState.FAILED:
             raise JobFailed(f"job {self.id} failed ({self.info.error_code}): {self.info.error_message}")
         return self
+
+    def _refresh_patiently(self) -> "Job":
+        """Read the row; a Postgres that restarts is no reason to leave a job that waits for nobody."""
+        retrying = Retrying(
+            retry=retry_if_exception_type(DatabaseUnavailable),
+            wait=wait_exponential(multiplier=0.2, max=5),
+            stop=stop_after_delay(OUTAGE_SECONDS),
+            reraise=True,
+        )
+        return retrying(self.refresh)
 
     def _poll_before_end(self, elapsed: float) -> float:
         """Half of the seconds that the job will take at its pace so far: who waits hears of the end soon after it."""
@@ -156,11 +170,15 @@ class Job:
         write_jsonl(reader.batches(schema), schema, stream)
 
     def _reader(self) -> "ResultReader":
-        from producer.results import ResultReader
+        from producer.results import ItemError, ResultReader
 
         if not self.state.terminal and not self.refresh().state.terminal:
             raise WrongState(f"job {self.id} is {self.state}: wait for it with job.wait() before reading its results")
-        return ResultReader(self._database, self.id, self._target(), self.counts.items)
+        unfinished = None
+        if self.state is not JobState.SUCCEEDED:
+            reason = self.info.error_message or f"the job is {self.state}"
+            unfinished = ItemError(self.info.error_code or str(self.state), reason)
+        return ResultReader(self._database, self.id, self._target(), self.counts.items, unfinished)
 
     def _target(self) -> TargetSpec:
         with self._database.transaction() as connection:

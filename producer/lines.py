@@ -16,7 +16,7 @@ MAX_ID_CHARACTERS = 512
 _BOM = b"\xef\xbb\xbf"
 
 
-class Line(NamedTuple):
+class Entry(NamedTuple):
     """One line of a file: an item, or what is wrong with it."""
 
     where: str
@@ -27,7 +27,7 @@ class Line(NamedTuple):
     error: InvalidInput | None
 
     @classmethod
-    def item(cls, where: str, custom_id: Any, value: Any) -> "Line":
+    def item(cls, where: str, custom_id: Any, value: Any) -> "Entry":
         """An item, when its id is one and its input is given; else what is wrong."""
         try:
             custom_id = check_custom_id(custom_id)
@@ -38,7 +38,7 @@ class Line(NamedTuple):
         return cls(where, custom_id, value, None)
 
     @classmethod
-    def bad(cls, where: str, reason: str) -> "Line":
+    def bad(cls, where: str, reason: str) -> "Entry":
         """A line that cannot be taken."""
         return cls(where, None, None, InvalidInput(reason, where))
 

@@ -14,17 +14,17 @@ from typing import Any
 import orjson
 
 from contracts.errors import InvalidRequest
-from producer.lines import Line, RawLine, raw_lines
+from producer.lines import Entry, RawLine, raw_lines
 from producer.tables import quoted, read_csv, read_parquet
 
-__all__ = ["SUFFIXES", "Line", "read"]
+__all__ = ["SUFFIXES", "Entry", "read"]
 
 SUFFIXES = (".jsonl", ".txt", ".csv", ".parquet")
 
 _LONG_NUMBER = re.compile(rb"\d{19}")
 
 
-def read(path: str | Path, *, id_column: str | None = None, input_column: str | None = None) -> Iterator[Line]:
+def read(path: str | Path, *, id_column: str | None = None, input_column: str | None = None) -> Iterator[Entry]:
     """The lines of a file.
 
     - `.jsonl`: a bare value, or an object with the keys `input` and, where wanted, `id`, and no other. Blank lines
@@ -60,30 +60,30 @@ def read(path: str | Path, *, id_column: str | None = None, input_column: str | 
     return chain(list(islice(lines, 1)), lines)
 
 
-def _read_text(path: Path) -> Iterator[Line]:
+def _read_text(path: Path) -> Iterator[Entry]:
     for raw in raw_lines(path):
         where = f"{path.name}, line {raw.number}"
         if raw.problem is not None:
-            yield Line.bad(where, raw.problem)
+            yield Entry.bad(where, raw.problem)
             continue
         try:
-            yield Line(where, None, raw.data.removesuffix(b"\n").removesuffix(b"\r").decode(), None)
+            yield Entry(where, None, raw.data.removesuffix(b"\n").removesuffix(b"\r").decode(), None)
         except UnicodeDecodeError as error:
-            yield Line.bad(where, raw.not_text(error))
+            yield Entry.bad(where, raw.not_text(error))
 
 
-def _read_jsonl(path: Path, id_key: str, input_key: str) -> Iterator[Line]:
+def _read_jsonl(path: Path, id_key: str, input_key: str) -> Iterator[Entry]:
     for raw in raw_lines(path):
         where = f"{path.name}, line {raw.number}"
         if raw.problem is not None:
-            yield Line.bad(where, raw.problem)
+            yield Entry.bad(where, raw.problem)
             continue
         try:
             value = orjson.loads(raw.data.rstrip(b"\r\n"))
             custom_id = None
             if type(value) is dict:
                 if input_key not in value or len(value) > (id_key in value) + 1:
-                    yield Line.bad(where, _wrong_keys(value, id_key, input_key))
+                    yield Entry.bad(where, _wrong_keys(value, id_key, input_key))
                     continue
                 custom_id, value = value.get(id_key), value[input_key]
             if type(value) is not str and _LONG_NUMBER.search(raw.data):
@@ -92,9 +92,9 @@ def _read_jsonl(path: Path, id_key: str, input_key: str) -> Iterator[Line]:
                 value = value[input_key] if type(value) is dict else value
         except (ValueError, RecursionError) as error:
             if not raw.data.isspace():
-                yield Line.bad(where, _not_json(raw, error))
+                yield Entry.bad(where, _not_json(raw, error))
             continue
-        yield Line.item(where, custom_id, value)
+        yield Entry.item(where, custom_id, value)
 
 
 def _wrong_keys(value: dict[str, Any], id_key: str, input_key: str) -> str:

@@ -53,8 +53,11 @@ class Result:
 class ResultReader:
     """Reads the results of one job in pages, so that memory stays flat."""
 
-    def __init__(self, database: Database, job_id: UUID, target: TargetSpec, items: int) -> None:
+    def __init__(
+        self, database: Database, job_id: UUID, target: TargetSpec, items: int, unfinished: ItemError | None
+    ) -> None:
         self._database = database
+        self._unfinished = unfinished
         self._job_id = job_id
         self._target = target
         self._items = items
@@ -83,7 +86,7 @@ class ResultReader:
 
     def _page(self, start: int, stop: int) -> Page:
         with self._database.transaction() as connection:
-            return results.read(
+            page = results.read(
                 connection,
                 job_id=self._job_id,
                 target_id=self._target.id,
@@ -91,6 +94,10 @@ class ResultReader:
                 start=start,
                 stop=stop,
             )
+        if self._unfinished is not None:
+            for index in np.flatnonzero(~page.present).tolist():
+                page.errors[index] = page.errors[index] or (self._unfinished.code, self._unfinished.message)
+        return page
 
     def items(self) -> Iterator[Result]:
         """Item by item, in input order."""

@@ -1,7 +1,7 @@
 """How inputs become a job: read, canonicalize, hash and store them in chunks, then seal."""
 
 import hashlib
-import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -17,19 +17,18 @@ from contracts.errors import (
     IdempotencyConflict,
     InvalidInput,
 )
+from contracts.inputs import check_input
 from contracts.models import ModelSpec
 from contracts.states import Priority
-from producer.lines import Line as Entry
-from producer.lines import check_custom_id
+from producer.lines import Entry, check_custom_id
 from storage import budgets, inputs, jobs, models
 from storage.database import Database
 from storage.inputs import Line
 
-log = logging.getLogger(__name__)
-
 CHUNK_LINES = 10_000
 CHUNK_BYTES = 32 * 2**20
-"""A transaction holds so many lines, or so much canonical text, whichever comes first."""
+CHUNK_SECONDS = 60.0
+"""A transaction holds so many lines, so much canonical text, or what came in so long, whichever is reached first."""
 SHARD_SECONDS = 0.75
 """What a shard should take, on the fastest device on which the model was measured."""
 SHARD_TOKENS = 16_384
@@ -43,7 +42,7 @@ def entries(values: Iterable[Any]) -> Iterator[Entry]:
         match value:
             case Entry():
                 yield value
-            case (str() | int() as custom_id, payload) if type(value) is tuple:
+            case (str() | int() as custom_id, payload) if type(value) is tuple and type(custom_id) is not bool:
                 yield Entry(f"item {number}", str(custom_id), payload, None)
             case str() | Mapping():
                 yield Entry(f"item {number}", None, value, None)
@@ -53,8 +52,8 @@ def entries(values: Iterable[Any]) -> Iterator[Entry]:
                 yield Entry(where, None, None, InvalidInput(reason, where))
 
 
-def lines(source: Iterable[Entry], on_bad: Callable[[InvalidInput], None] | None) -> Iterator[Line]:
-    """Entries as lines with consecutive positions; bad ones are told to `on_bad` and left out.
+def lines(source: Iterable[Entry], model: ModelSpec, on_bad: Callable[[InvalidInput], None] | None) -> Iterator[Line]:
+    """Entries for a model as lines with consecutive positions; bad ones are told to `on_bad` and left out.
 
     Raises:
         InvalidInput: An entry is bad, and there is no `on_bad`.
@@ -63,7 +62,7 @@ def lines(source: Iterable[Entry], on_bad: Callable[[InvalidInput], None] | None
     position = 0
     for entry in source:
         try:
-            line = _line(entry, position)
+            line = _line(entry, position, model)
         except InvalidInput as error:
             if on_bad is None:
                 raise
@@ -75,12 +74,13 @@ def lines(source: Iterable[Entry], on_bad: Callable[[InvalidInput], None] | None
         raise EmptyJob("no inputs: a job has at least one")
 
 
-def _line(entry: Entry, position: int) -> Line:
+def _line(entry: Entry, position: int, model: ModelSpec) -> Line:
     if entry.error is not None:
         raise entry.error
     try:
         custom_id = check_custom_id(entry.custom_id)
         value = dict(entry.value) if isinstance(entry.value, Mapping) else entry.value
+        check_input(model, value)
         payload = canonicalize(value)
     except InvalidInput as error:
         raise error.at(entry.where) from None
@@ -90,13 +90,14 @@ def _line(entry: Entry, position: int) -> Line:
 def chunks(source: Iterable[Line]) -> Iterator[list[Line]]:
     """Lines in groups that a transaction can hold."""
     chunk: list[Line] = []
-    size = 0
+    size, begun = 0, time.monotonic()
     for line in source:
         chunk.append(line)
         size += len(line.payload)
-        if len(chunk) >= CHUNK_LINES or size >= CHUNK_BYTES:
+        # By time as well: a slow caller must not be taken for a dead one.
+        if len(chunk) >= CHUNK_LINES or size >= CHUNK_BYTES or time.monotonic() - begun >= CHUNK_SECONDS:
             yield chunk
-            chunk, size = [], 0
+            chunk, size, begun = [], 0, time.monotonic()
     if chunk:
         yield chunk
 

@@ -10,13 +10,13 @@ import pyarrow.parquet as pq
 
 from contracts.canonical import MAX_ITEM_BYTES
 from contracts.errors import InvalidInput
-from producer.lines import Line, RawLine, opened, raw_lines
+from producer.lines import Entry, RawLine, opened, raw_lines
 
 _ROWS = 4_096
 _BUFFER_BYTES = 1024 * 1024
 
 
-def read_csv(path: Path, id_column: str | None, input_column: str) -> Iterator[Line]:
+def read_csv(path: Path, id_column: str | None, input_column: str) -> Iterator[Entry]:
     """The rows of a CSV file, named by the lines that they begin on: a quoted field may hold newlines.
 
     Raises:
@@ -43,17 +43,17 @@ def read_csv(path: Path, id_column: str | None, input_column: str) -> Iterator[L
             return
         except csv.Error as error:
             texts.take_problem()
-            yield Line.bad(where, f"not CSV, read to line {rows.line_num}: {error}; is a quote not closed or doubled?")
+            yield Entry.bad(where, f"not CSV, read to line {rows.line_num}: {error}; is a quote not closed or doubled?")
             continue
         if (problem := texts.take_problem()) is not None:
-            yield Line.bad(where, problem)
+            yield Entry.bad(where, problem)
         elif row and len(row) != len(header):
-            yield Line.bad(where, f"{len(row)} fields, and the header has {len(header)}: quote fields with commas")
+            yield Entry.bad(where, f"{len(row)} fields, and the header has {len(header)}: quote fields with commas")
         elif row:
-            yield Line.item(where, None if id_index is None else row[id_index] or None, row[input_index])
+            yield Entry.item(where, None if id_index is None else row[id_index] or None, row[input_index])
 
 
-def read_parquet(path: Path, id_column: str | None, input_column: str) -> Iterator[Line]:
+def read_parquet(path: Path, id_column: str | None, input_column: str) -> Iterator[Entry]:
     """The rows of a parquet file.
 
     Raises:
@@ -74,9 +74,9 @@ def read_parquet(path: Path, id_column: str | None, input_column: str) -> Iterat
                     number += 1
                     where = f"{path.name}, row {number}"
                     if UnicodeDecodeError in (type(value), type(custom_id)):
-                        yield Line.bad(where, "invalid UTF-8: write the column again from text")
+                        yield Entry.bad(where, "invalid UTF-8: write the column again from text")
                     else:
-                        yield Line.item(where, custom_id, value)
+                        yield Entry.item(where, custom_id, value)
     except (pa.ArrowException, OSError) as error:
         where = f"{path.name}, row {number + 1}" if number else path.name
         raise InvalidInput(f"not a whole parquet file: {error}; write it again", where) from None

@@ -112,6 +112,18 @@ def worker(
 
 
 @app.command(rich_help_panel=SERVERS)
+def beat() -> None:
+    """Send ticks to the workers of the configured servers; one is enough, and more are harmless."""
+    settings = _settings()
+    if settings.embedded:
+        raise ConfigurationError("the embedded stack has a beat of its own: this one is for servers that two URLs name")
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    from worker.beat import run
+
+    run(settings)
+
+
+@app.command(rich_help_panel=SERVERS)
 def migrate() -> None:
     """Bring the database's schema up to date and print its revision."""
     from sqlalchemy.exc import DBAPIError

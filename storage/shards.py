@@ -237,6 +237,13 @@ _COUNT_SHARD = text("""
 """).bindparams(bindparam("input_ids", type_=ARRAY(BIGINT)), bindparam("failed", type_=ARRAY(BIGINT)))
 
 
+def held(connection: Connection, lease: Lease) -> bool:
+    """Whether the lease is still valid; the job is locked, so that it stays so until the transaction ends."""
+    jobs.lock(connection, lease.job_id)
+    statement = text("SELECT EXISTS (SELECT FROM shards WHERE id = :id AND state = 'leased' AND token = :token)")
+    return bool(connection.execute(statement, {"id": lease.shard_id, "token": lease.token}).scalar_one())
+
+
 def release(connection: Connection, tokens: Sequence[UUID]) -> int:
     """Leased -> queued: give shards back untouched, claimable at once; how many were held."""
     return connection.execute(

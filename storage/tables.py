@@ -4,6 +4,8 @@ Only `inputs` has a random (digest) index: items, shards and results refer to it
 grows most is appended to. Times are the database's.
 """
 
+from enum import StrEnum
+
 from pgvector.sqlalchemy import HALFVEC, VECTOR
 from sqlalchemy import (
     BigInteger,
@@ -27,6 +29,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, BIT, JSON, JSONB, UUID
 
+from contracts.states import DeliveryState, JobState, ShardState
+
 metadata = MetaData(
     naming_convention={
         "ix": "%(table_name)s_%(column_0_N_name)s_idx",
@@ -37,12 +41,9 @@ metadata = MetaData(
     }
 )
 
-_JOB_STATES = ("receiving", "queued", "running", "paused", "succeeded", "failed", "cancelled", "expired")
-_SHARD_STATES = ("queued", "leased", "done", "cancelled", "split")
 
-
-def _one_of(column: str, values: tuple[str, ...]) -> CheckConstraint:
-    return CheckConstraint(f"{column} IN ({', '.join(repr(v) for v in values)})", name=column)
+def _one_of(column: str, states: type[StrEnum]) -> CheckConstraint:
+    return CheckConstraint(f"{column} IN ({', '.join(repr(state.value) for state in states)})", name=column)
 
 
 def _time(name: str, *, default: bool = False) -> Column[object]:
@@ -130,7 +131,7 @@ jobs = Table(
     _time("started_at"),
     _time("finished_at"),
     _time("expires_at"),
-    _one_of("state", _JOB_STATES),
+    _one_of("state", JobState),
     Index("jobs_idempotency_key_key", "idempotency_key", unique=True),
     Index(
         "jobs_claimable_idx",
@@ -179,7 +180,7 @@ shards = Table(
     _time("lease_expires_at"),
     _time("not_before"),
     _time("finished_at"),
-    _one_of("state", _SHARD_STATES),
+    _one_of("state", ShardState),
     CheckConstraint("(state = 'leased') = (token IS NOT NULL)", name="lease_token"),
     Index("shards_claimable_idx", "job_id", "ordinal", postgresql_where=text("state = 'queued'")),
     Index("shards_leased_idx", "lease_expires_at", postgresql_where=text("state = 'leased'")),
@@ -225,7 +226,7 @@ deliveries = Table(
     _time("due_at", default=True),
     _time("created_at", default=True),
     _time("finished_at"),
-    _one_of("state", ("pending", "delivered", "dead")),
+    _one_of("state", DeliveryState),
     Index("deliveries_due_idx", "due_at", postgresql_where=text("state = 'pending'")),
 )
 

@@ -19,8 +19,8 @@ def run(settings: Settings) -> None:
         "tick": {
             "task": TICK,
             "schedule": settings.tick_seconds,
-            # A tick that nobody read in time is worth nothing: the next one does the same.
-            "options": {"queue": TICK_QUEUE, "expires": settings.tick_seconds},
+            # Ticks that pile up while no worker runs are worth one. Hosts' clocks may differ, so not too soon.
+            "options": {"queue": TICK_QUEUE, "expires": 600},
         }
     }
     # The clock is in memory: what is due, the database says.

@@ -61,10 +61,17 @@ class Device:
         self._thread.start()
 
     def call(self, function: Callable[[], T]) -> T:
-        """Run a function on the device's thread, between micro-batches; its result, or what it raised."""
+        """Run a function on the device's thread, between micro-batches; its result, or what it raised.
+
+        Raises:
+            CancelledError: The device stops.
+        """
         future: Future[object] = Future()
         with self._changed:
-            self._calls.append((function, future))
+            if self._stopping:
+                future.cancel()
+            else:
+                self._calls.append((function, future))
             self._changed.notify()
         return future.result()  # type: ignore[return-value]
 
@@ -119,10 +126,17 @@ class Device:
             self._stopping = True
             self._changed.notify()
         self._thread.join()
-        for _, future in self._calls:
-            future.cancel()
 
     def _loop(self) -> None:
+        try:
+            self._run()
+        finally:  # also when it dies: whoever waits for a call must not wait for ever
+            with self._changed:
+                self._stopping = True
+                for _, future in self._calls:
+                    future.cancel()
+
+    def _run(self) -> None:
         while True:
             with self._changed:
                 while not (self._stopping or self._calls) and (batch := self._next()) is None:

@@ -5,6 +5,7 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -88,6 +89,9 @@ class WorkerProcess:
                 self._work(lease, target, resident)
             except (ModelError, ArtifactError) as error:
                 self._fail(lease, error)
+            except CancelledError:  # the process ends before the model was measured
+                with self._database.transaction() as connection:
+                    shards.release(connection, [lease.token])
         self._succeed(pool)
         return True
 
@@ -169,7 +173,7 @@ class WorkerProcess:
 
     def _fail(self, lease: Lease, error: BatchmillError) -> None:
         with self._database.transaction() as connection:
-            if jobs.fail(connection, lease.job_id, error.code, str(error)):
+            if shards.held(connection, lease) and jobs.fail(connection, lease.job_id, error.code, str(error)):
                 log.error("job %s fails: %s", lease.job_id, error)
 
     def _succeed(self, pool: str) -> None:
@@ -188,8 +192,8 @@ class WorkerProcess:
         self._persister.put(computed)
 
     def _load(self, model: ModelSpec) -> tuple[Engine, Budget]:
-        folder = self._artifacts.fetch(model.files, self._settings.cache)
         try:
+            folder = self._artifacts.fetch(model.files, self._settings.cache)
             engine = engine_class(model.engine).load(model, folder, self._hardware.device)
         except BatchmillError:
             raise

@@ -18,7 +18,7 @@ from producer.summary import job_summary
 
 if TYPE_CHECKING:
     from producer.check import Check
-    from producer.lines import Line
+    from producer.lines import Entry
 
 _COUNT_EVERY = 5_000
 
@@ -132,14 +132,14 @@ def submit(
 class _Intake:
     """The lines of a file on their way into a job, counted on stderr while they are read."""
 
-    def __init__(self, path: Path, lines: "Iterable[Line]", skip_bad: bool) -> None:
+    def __init__(self, path: Path, lines: "Iterable[Entry]", skip_bad: bool) -> None:
         self._path = path
         self._lines = lines
         self._bad = BadLines()
         self.on_bad = self._bad if skip_bad else None
         self._status = err.status(f"reading {path.name}")
 
-    def __iter__(self) -> "Iterator[Line]":
+    def __iter__(self) -> "Iterator[Entry]":
         self._status.start()
         for number, line in enumerate(self._lines, start=1):
             if number % _COUNT_EVERY == 0:
