@@ -1,6 +1,6 @@
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import text
 
 import producer
+from benchmarks.weights import MINILM
 from contracts.errors import (
     ConfigurationError,
     DatabaseUnavailable,
@@ -31,6 +32,7 @@ from contracts.errors import (
 from contracts.states import JobState
 from producer import Client, ItemError
 from producer.submission import CHUNK_LINES
+from storage.database import Database
 from tests.conftest import Mill
 
 
@@ -206,9 +208,60 @@ def test_bad_items_are_named(client: Client, bad: object, reason: str) -> None:
     assert [error.where for error in told] == ["item 2"]
 
 
+def test_wrong_types_in_a_file_are_named_by_line(client: Client, tmp_path: Path) -> None:
+    """A model of texts takes texts; the file may be long."""
+    client.models.add("minilm", str(MINILM), pool="nobody")
+    path = tmp_path / "reviews.jsonl"
+    path.write_text("".join(f'"review {number}"\n' for number in range(1, 70_123)) + '{"input": 5}\n"the last"\n')
+    with pytest.raises(InvalidInput, match=r"^reviews.jsonl, line 70123: expected a text, got int"):
+        client.submit("minilm", producer.read(path))
+    told: list[InvalidInput] = []
+    job = client.submit("minilm", producer.read(path), on_bad=told.append)
+    assert [error.where for error in told] == ["reviews.jsonl, line 70123"]
+    assert job.counts.items == 70_123
+    assert client.check("minilm", producer.read(path)).bad == 1
+
+
+def test_the_database_may_go_away_while_a_job_is_awaited_and_at_submit(
+    make_database: Callable[..., str], make_broker: Callable[[], str], tmp_path: Path, database_url: str
+) -> None:
+    with Client(database_url=database_url, broker_url=make_broker(), home=tmp_path) as client:
+        client.models.add("vectors", "fake:")
+        before = len(client.jobs())
+
+        def cut() -> Iterator[str]:
+            yield from (f"item {number}" for number in range(CHUNK_LINES))
+            with Database(database_url) as elsewhere, elsewhere.transaction() as connection:
+                name = connection.execute(text("SELECT current_database()")).scalar_one()
+                connection.execute(text(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false"))
+                connection.execute(
+                    text(
+                        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name"
+                        " AND pid <> pg_backend_pid()"
+                    ),
+                    {"name": name},
+                )
+            yield "one more"
+
+        with pytest.raises(DatabaseUnavailable):
+            client.submit("vectors", cut())
+        with Database(make_database()) as elsewhere, elsewhere.transaction() as connection:
+            name = database_url.partition("@/")[2].partition("?")[0]
+            connection.execute(text(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true"))
+        assert {job.state for job in client.jobs()} <= {JobState.RECEIVING}  # maintenance removes it
+        assert len(client.jobs()) <= before + 1
+        assert client.submit("vectors", ["x"]).state is JobState.QUEUED
+
+
 def test_bad_requests(client: Client) -> None:
     with pytest.raises(EmptyJob):
         client.submit("vectors", [])
+    with pytest.raises(InvalidRequest, match="one str: give a list"):
+        client.submit("vectors", "a text")
+    with pytest.raises(InvalidRequest, match="one dict"):
+        client.check("vectors", {"a": 1})
+    with pytest.raises(InvalidInput, match="idempotency_key"):
+        client.submit("vectors", ["x"], idempotency_key="nul \0")
     with pytest.raises(UnknownModel, match="'nope'.*registered: .*vectors"):
         client.submit("nope", ["x"])
     with pytest.raises(InvalidParams, match=r"colour.*takes precision, truncate"):
@@ -258,8 +311,12 @@ def test_a_dry_run_writes_nothing(client: Client) -> None:
 
 def test_a_model_that_does_not_fit_is_refused_with_both_sizes(client: Client) -> None:
     client.models.add("huge", "fake:?memory=900000000000000")
+    job = client.submit("huge", ["x"])
     with pytest.raises(JobFailed, match=r"model_too_large.*900,000,000,000,000 bytes.*may take [\d,]+ here"):
-        client.submit("huge", ["x"]).wait(timeout=60)
+        job.wait(timeout=60)
+    (result,) = job.results()
+    assert result.error is not None
+    assert result.error.code == "model_too_large"
 
 
 def test_no_database_and_wrong_settings(mill: Mill, tmp_path: Path, make_database) -> None:  # type: ignore[no-untyped-def]

@@ -13,7 +13,7 @@ from contracts.errors import BrokerUnavailable, ConfigurationError
 from stack.layout import Layout
 from stack.processes import Child
 from stack.valkey import Valkey
-from storage.broker import TICKET, Tickets, queue
+from storage.broker import TICKET, Tickets, celery_app, queue
 
 _pools = (f"pool{i}" for i in count())
 
@@ -151,3 +151,9 @@ class OwnValkey:
 
     def client(self) -> "redis.Redis[bytes]":
         return redis.Redis(unix_socket_path=urlsplit(self.url).path)
+
+
+def test_rabbitmq_confirms_what_is_published(rabbitmq_url: str) -> None:
+    with celery_app(rabbitmq_url).connection_for_write() as connection:
+        connection.ensure_connection(max_retries=1)
+        assert connection.connection.confirm_publish
