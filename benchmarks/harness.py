@@ -16,7 +16,7 @@ from contracts.settings import Settings
 from producer import Client
 from stack import embedded
 
-REPETITIONS = 2
+REPETITIONS = 5
 console = Console(width=100)
 
 

@@ -27,8 +27,18 @@ def main() -> None:
         [
             ["raw loop, nf4: tokenized and sorted beforehand, best budget", spread(loops), "1.00", ""],
             ["batchmill, nf4: submit to all results read", spread(paths), f"{ratio:.2f}", "0.90"],
-            ["SentenceTransformer.encode, bf16, once", f"{bf16:,.0f}", f"{bf16 / median(loops):.2f}", ""],
-            ["SentenceTransformer.encode, fp32, once", f"{fp32:,.0f}", f"{fp32 / median(loops):.2f}", ""],
+            [
+                "SentenceTransformer.encode, bf16, once, a quarter of the texts",
+                f"{bf16:,.0f}",
+                f"{bf16 / median(loops):.2f}",
+                "",
+            ],
+            [
+                "SentenceTransformer.encode, fp32, once, a quarter of the texts",
+                f"{fp32:,.0f}",
+                f"{fp32 / median(loops):.2f}",
+                "",
+            ],
         ],
     )
 

@@ -1,6 +1,7 @@
 """Where the embedded stack keeps its files: one folder, private to its user."""
 
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,9 +76,7 @@ class Layout:
             self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
             for folder in (self.postgres, self.valkey, self.logs, self.run, self.artifacts):
                 folder.mkdir(mode=0o700, exist_ok=True)
-            probe = self.run / f".writable-{os.getpid()}"
-            probe.touch()
-            probe.unlink()
+            tempfile.TemporaryFile(dir=self.run).close()
             owner = self.run.stat().st_uid
         except (FileExistsError, NotADirectoryError):
             raise StackError(f"{self.home}: a file stands where a folder should; {_REMEDY}") from None

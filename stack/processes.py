@@ -166,6 +166,9 @@ def end(processes: Iterable[tuple[psutil.Process, signal.Signals]], seconds: flo
             process.send_signal(polite)
             process.send_signal(signal.SIGCONT)
     if not wait_gone((process for process, _ in asked), seconds) or not wait_gone(family, 0.5):
+        for process, _ in asked:
+            with suppress(psutil.NoSuchProcess):
+                family += process.children(recursive=True)  # those that it started since
         for process in family:
             with suppress(psutil.NoSuchProcess):
                 process.kill()

@@ -98,7 +98,8 @@ def test_down_ends_what_a_killed_supervisor_left(
     monkeypatch.setenv("STANDIN", "stubborn")
     monkeypatch.setattr("stack.processes.ORPHAN_SECONDS", 1.0)
     start(home)
-    eventually(lambda: len(running(home)) >= 10)  # supervisor, worker and beat with one each below, two servers
+    # Worker and beat, and one below each of them.
+    eventually(lambda: sum("below" in process.cmdline() for process in running(home)) == 2)
     os.kill(pids(status(Settings(home=home)))["supervisor"], signal.SIGKILL)
     assert down(Settings(home=home))
     assert running(home) == []
