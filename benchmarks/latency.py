@@ -17,7 +17,7 @@ PAUSE = 1.5
 
 def real_texts(count: int) -> list[str]:
     """Distinct passages of the standard library's docstrings: runs of one, two, three … consecutive sentences."""
-    single = sentences(count)
+    single = sentences(min(count, 16_000))
     passages, run = list(single), list(single)
     while len(passages) < count:
         run = [f"{text} {following}" for text, (_, following) in zip(run, pairwise(single), strict=False)]

@@ -13,9 +13,9 @@ import orjson
 import pyarrow as pa
 
 from contracts.models import TargetSpec
-from storage import results
+from storage import pages, results
 from storage.database import Database
-from storage.results import Page
+from storage.pages import Page
 
 PAGE_BYTES = 32 * 2**20
 """What the vectors of a page may take; Postgres ends at a gigabyte a value."""
@@ -82,11 +82,11 @@ class ResultReader:
 
     def _width(self) -> int | None:
         with self._database.transaction() as connection:
-            return results.dimensions(connection, job_id=self._job_id, target_id=self._target.id, column=self._column)
+            return pages.dimensions(connection, job_id=self._job_id, target_id=self._target.id, column=self._column)
 
     def _page(self, start: int, stop: int) -> Page:
         with self._database.transaction() as connection:
-            page = results.read(
+            page = pages.read(
                 connection,
                 job_id=self._job_id,
                 target_id=self._target.id,

@@ -21,7 +21,7 @@ from contracts.inputs import check_input
 from contracts.models import ModelSpec
 from contracts.states import Priority
 from producer.lines import Entry, check_custom_id
-from storage import budgets, inputs, jobs, models
+from storage import budgets, inputs, jobs, models, sealing
 from storage.database import Database
 from storage.inputs import Line
 
@@ -211,7 +211,7 @@ def _seal(database: Database, submission: Submission, job_id: UUID, target_id: i
                 "give each item an id of its own, or none"
             )
         speed = budgets.speed(connection, submission.model.id)
-        shards = jobs.seal(
+        shards = sealing.seal(
             connection,
             job_id,
             target_id,

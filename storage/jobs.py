@@ -13,11 +13,6 @@ from contracts.errors import JobNotFound, WrongState
 from contracts.jobs import JobCounts, JobInfo, JobStats
 from contracts.states import JobState, Priority
 
-FEWEST_SHARDS = 32
-SMALLEST_SHARD = 2048
-"""A job is cut into so many shards at least, so that several workers can share it, unless they would hold fewer
-estimated tokens than this."""
-
 _SELECT = """
     SELECT jobs.*, targets.params, models.name AS model_name, models.version AS model_version, models.task
     FROM jobs JOIN targets ON targets.id = jobs.target_id JOIN models ON models.id = targets.model_id
@@ -162,110 +157,6 @@ def discard_abandoned(connection: Connection, older_than: timedelta) -> list[UUI
         {"age": older_than},
     ).scalars()
     return [job_id for job_id in rows.all() if discard(connection, job_id)]
-
-
-# Lookups, not joins, for the reason given in `storage.inputs`; in the order of ids, so that neighbours are found on one
-# page.
-_DISTINCT_INPUTS = text("""
-    CREATE TEMPORARY TABLE batchmill_distinct ON COMMIT DROP AS
-    SELECT line.input_id AS id, input.size, result.truncated
-    FROM (SELECT DISTINCT input_id FROM items WHERE job_id = :job_id ORDER BY input_id) AS line
-    LEFT JOIN LATERAL (SELECT truncated FROM results
-                       WHERE results.input_id = line.input_id AND target_id = :target_id LIMIT 1) AS result ON true
-    LEFT JOIN LATERAL (SELECT size FROM inputs
-                       WHERE result.truncated IS NULL AND id = line.input_id LIMIT 1) AS input ON true
-""")
-
-# A shard ends where its estimated tokens or its inputs reach their limit. Which shard is claimed first differs from
-# job to job: longest first for the first live job of a target, shortest first for the second, any order for more,
-# so that equal jobs on two workers meet in the middle instead of walking in step.
-_CUT_SHARDS = text("""
-    WITH waiting AS (
-        SELECT id, size / 4 + 2 AS tokens, row_number() OVER longest AS place,
-               sum(greatest(size / 4 + 2, :floor)) OVER longest - greatest(size / 4 + 2, :floor) AS before
-        FROM batchmill_distinct WHERE truncated IS NULL
-        WINDOW longest AS (ORDER BY size DESC, id ROWS UNBOUNDED PRECEDING)
-    ), cut AS (
-        SELECT floor(before / :shard_tokens) AS number, array_agg(id ORDER BY place) AS input_ids,
-               sum(tokens) AS tokens
-        FROM waiting GROUP BY 1
-    )
-    INSERT INTO shards (job_id, ordinal, state, input_ids, estimated_tokens)
-    SELECT :job_id,
-           row_number() OVER (ORDER BY CASE :siblings WHEN 0 THEN number WHEN 1 THEN -number ELSE random() END),
-           'queued', input_ids, tokens
-    FROM cut
-""")
-
-_SEAL = text("""
-    UPDATE jobs SET
-        state = CASE WHEN :open_shards = 0 THEN 'succeeded' ELSE 'queued' END,
-        distinct_inputs = :distinct, cached = :cached, truncated = :truncated, open_shards = :open_shards,
-        service = coalesce(
-            (SELECT min(service) FROM jobs AS other
-             WHERE other.state IN ('queued', 'running') AND other.pool = jobs.pool
-               AND other.priority = jobs.priority), 0),
-        queued_at = now(), finished_at = CASE WHEN :open_shards = 0 THEN now() END
-    WHERE id = :job_id AND state = 'receiving'
-""")
-
-
-def seal(connection: Connection, job_id: UUID, target_id: int, *, shard_tokens: int, shard_inputs: int) -> int:
-    """Receiving -> queued, or succeeded when every input has a result already.
-
-    Distinct inputs without a result are sorted by length and cut into shards.
-
-    Args:
-        connection: In a transaction.
-        job_id: A job that is being received.
-        target_id: What it computes.
-        shard_tokens: Estimated tokens (four bytes each) after which a shard ends.
-        shard_inputs: Inputs after which a shard ends.
-
-    Returns:
-        The number of shards.
-
-    Raises:
-        WrongState: The job is not being received.
-    """
-    # Locked before its shards are made: it may be taken for abandoned at this very moment.
-    receiving = text("SELECT id FROM jobs WHERE id = :id AND state = 'receiving' FOR NO KEY UPDATE")
-    if connection.execute(receiving, {"id": job_id}).first() is None:
-        raise WrongState(f"job {job_id} was removed: nothing of it arrived for too long; submit again")
-    connection.execute(_DISTINCT_INPUTS, {"job_id": job_id, "target_id": target_id})
-    distinct, cached, truncated, tokens = connection.execute(
-        text("""
-            SELECT count(*), count(truncated), count(*) FILTER (WHERE truncated),
-                   coalesce(sum(size / 4 + 2) FILTER (WHERE truncated IS NULL), 0)::bigint
-            FROM batchmill_distinct
-        """)
-    ).one()
-    shard_tokens = min(shard_tokens, max(tokens // FEWEST_SHARDS, SMALLEST_SHARD))
-    siblings = connection.execute(
-        text("SELECT count(*) FROM jobs WHERE target_id = :target_id AND state IN ('queued', 'running')"),
-        {"target_id": target_id},
-    ).scalar_one()
-    shards = connection.execute(
-        _CUT_SHARDS,
-        {
-            "job_id": job_id,
-            "shard_tokens": shard_tokens,
-            # Rounded up to a fraction that floats add up exactly, or now and then a shard would take one too many.
-            "floor": -(-shard_tokens * 1024 // shard_inputs) / 1024,
-            "siblings": siblings,
-        },
-    ).rowcount
-    connection.execute(
-        _SEAL,
-        {
-            "job_id": job_id,
-            "distinct": distinct,
-            "cached": cached,
-            "truncated": truncated,
-            "open_shards": shards,
-        },
-    )
-    return int(shards)
 
 
 def lock(connection: Connection, job_id: UUID) -> JobState:

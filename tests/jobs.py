@@ -14,7 +14,7 @@ from contracts.models import ModelSpec
 from contracts.names import DEFAULT_POOL
 from contracts.params import parse_params
 from contracts.states import Priority
-from storage import inputs, jobs, models, results, shards
+from storage import inputs, jobs, models, results, sealing, shards
 from storage.database import Database
 from storage.inputs import Line
 from storage.shards import Lease, ShardOutcome
@@ -64,7 +64,7 @@ def append(database: Database, job_id: UUID, lines: Sequence[Line]) -> None:
 
 def seal(database: Database, job_id: UUID, target_id: int, *, tokens: int = 10**6, per_shard: int = 1000) -> int:
     with database.transaction() as connection:
-        return jobs.seal(connection, job_id, target_id, shard_tokens=tokens, shard_inputs=per_shard)
+        return sealing.seal(connection, job_id, target_id, shard_tokens=tokens, shard_inputs=per_shard)
 
 
 def submit(

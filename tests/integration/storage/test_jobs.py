@@ -8,7 +8,7 @@ import pytest
 from contracts.errors import ItemFailed, JobNotFound, LeaseLost, WrongState
 from contracts.jobs import JobCounts, JobInfo
 from contracts.states import JobState, Priority
-from storage import jobs, shards
+from storage import jobs, sealing, shards
 from storage.database import Database
 from storage.shards import ShardOutcome
 from tests.jobs import (
@@ -131,7 +131,7 @@ def test_shards_are_cut_by_inputs(database: Database, target_id: int, per_shard:
 def test_a_job_is_cut_so_that_workers_can_share_it(database: Database, target_id: int) -> None:
     # 700 texts of 202 tokens: one shard would hold them all.
     shared = cut(database, submit(database, target_id, texts(*[800] * 700)))
-    assert jobs.FEWEST_SHARDS <= len(shared) <= jobs.FEWEST_SHARDS + 2
+    assert sealing.FEWEST_SHARDS <= len(shared) <= sealing.FEWEST_SHARDS + 2
     small = cut(database, submit(database, make_target(database, "other"), texts(*[800] * 20)))
     assert [sum(size // 4 + 2 for size in shard) for shard in small[:-1]] == [11 * 202]
 

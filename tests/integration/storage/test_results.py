@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from contracts.errors import ItemFailed
 from contracts.names import Task
-from storage import results
+from storage import pages, results
 from storage.database import Database
-from storage.results import Page
+from storage.pages import Page
 from tests.jobs import claimed, execute, finish, make_target, query, store, submit
 
 RANDOM = np.random.default_rng(7)
@@ -35,12 +35,12 @@ def page(
     database: Database, job_id: UUID, target_id: int, column: str = "embedding", start: int = 0, stop: int = 2**62
 ) -> Page:
     with database.transaction() as connection:
-        return results.read(connection, job_id=job_id, target_id=target_id, column=column, start=start, stop=stop)
+        return pages.read(connection, job_id=job_id, target_id=target_id, column=column, start=start, stop=stop)
 
 
 def dimensions(database: Database, job_id: UUID, target_id: int, column: str) -> int | None:
     with database.transaction() as connection:
-        return results.dimensions(connection, job_id=job_id, target_id=target_id, column=column)
+        return pages.dimensions(connection, job_id=job_id, target_id=target_id, column=column)
 
 
 def vectors(rows: int, columns: int, dtype: Any = np.float32) -> NDArray[Any]:
