@@ -11,7 +11,7 @@ from benchmarks.harness import REPETITIONS, median, print_table, spread, stack
 from producer import Client
 
 ITEMS = 200_000
-TASKS = 20_000
+TASKS = 10_000
 
 
 def main() -> None:
