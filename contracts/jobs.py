@@ -71,11 +71,16 @@ class JobInfo(BaseModel):
     priority: Priority
     metadata: dict[str, Any]
     idempotency_key: str | None
+    retry_of: UUID | None
+    """The job whose failed items it computes again."""
+    callback_url: str | None
     counts: JobCounts
     stats: JobStats
     error_code: str | None
+    """Why it failed, or why it was paused."""
     error_message: str | None
     created_at: datetime
     queued_at: datetime | None
     started_at: datetime | None
     finished_at: datetime | None
+    expires_at: datetime | None

@@ -30,6 +30,8 @@ def _info(row: Row[Any]) -> JobInfo:
         priority=Priority.of_rank(row.priority),
         metadata=row._mapping["metadata"],
         idempotency_key=row.idempotency_key,
+        retry_of=row.retry_of,
+        callback_url=row.callback_url,
         counts=JobCounts(
             items=row.items,
             distinct=row.distinct_inputs,
@@ -50,6 +52,7 @@ def _info(row: Row[Any]) -> JobInfo:
         queued_at=row.queued_at,
         started_at=row.started_at,
         finished_at=row.finished_at,
+        expires_at=row.expires_at,
     )
 
 
@@ -167,29 +170,6 @@ def lock(connection: Connection, job_id: UUID) -> JobState:
     """
     statement = text("SELECT state FROM jobs WHERE id = :id FOR NO KEY UPDATE")
     return JobState(connection.execute(statement, {"id": job_id}).scalar_one())
-
-
-def fail(connection: Connection, job_id: UUID, code: str, message: str) -> bool:
-    """queued, running, paused -> failed: the job as a whole cannot run; whether this call did it."""
-    lock(connection, job_id)
-    failed = connection.execute(
-        text("""
-            UPDATE jobs SET state = 'failed', error_code = :code, error_message = :message, finished_at = now(),
-                            open_shards = 0
-            WHERE id = :id AND state IN ('queued', 'running', 'paused') RETURNING id
-        """),
-        {"id": job_id, "code": code, "message": message},
-    ).first()
-    if failed is not None:
-        connection.execute(
-            text("""
-                UPDATE shards SET state = 'cancelled', token = NULL, lease_expires_at = NULL, finished_at = now()
-                WHERE id IN (SELECT id FROM shards WHERE job_id = :id AND state IN ('queued', 'leased')
-                             ORDER BY id FOR NO KEY UPDATE)
-            """),
-            {"id": job_id},
-        )
-    return failed is not None
 
 
 def target_id(connection: Connection, job_id: UUID) -> int:

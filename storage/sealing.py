@@ -5,6 +5,8 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from contracts.errors import WrongState
+from contracts.events import Event
+from storage import events
 
 FEWEST_SHARDS = 32
 SMALLEST_SHARD = 2048
@@ -112,4 +114,6 @@ def seal(connection: Connection, job_id: UUID, target_id: int, *, shard_tokens: 
             "open_shards": shards,
         },
     )
+    if shards == 0:
+        events.announce(connection, job_id, Event.COMPLETED)
     return int(shards)

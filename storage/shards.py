@@ -10,8 +10,9 @@ from sqlalchemy import Connection, Row, bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY, BIGINT
 
 from contracts.errors import ItemFailed, LeaseLost
+from contracts.events import Event
 from contracts.states import CLAIMABLE_JOB_STATES, Priority
-from storage import jobs
+from storage import events, jobs
 
 STARVING = timedelta(seconds=30)
 """A job not served for so long goes before jobs whose model happens to be in memory."""
@@ -197,7 +198,7 @@ def close(connection: Connection, lease: Lease, outcome: ShardOutcome) -> bool:
                 for input_id, e in sorted(outcome.errors.items())
             ],
         )
-    state = connection.execute(
+    (state,) = connection.execute(
         _COUNT_SHARD,
         {
             "job_id": lease.job_id,
@@ -211,8 +212,11 @@ def close(connection: Connection, lease: Lease, outcome: ShardOutcome) -> bool:
             "padded_tokens": outcome.padded_tokens,
             "budget_tokens": outcome.budget_tokens,
         },
-    ).scalar_one()
-    return bool(state == "succeeded")
+    ).one()
+    if state != "succeeded":
+        return False
+    events.announce(connection, lease.job_id, Event.COMPLETED)
+    return True
 
 
 _COUNT_SHARD = text("""

@@ -93,6 +93,7 @@ inputs = Table(
     # json, not jsonb: it keeps the canonical text to the letter (jsonb would turn 1e16 into an integer).
     Column("payload", JSON, nullable=False),
     Column("size", Integer, nullable=False),  # bytes of the canonical text
+    _time("created_at", default=True),
 )
 
 jobs = Table(
@@ -106,7 +107,10 @@ jobs = Table(
     Column("metadata", JSONB, nullable=False, server_default=text("'{}'")),
     Column("idempotency_key", Text),
     Column("content_digest", LargeBinary),
-    Column("retry_of", UUID, ForeignKey("jobs.id")),
+    Column("retry_of", UUID, ForeignKey("jobs.id", ondelete="SET NULL")),
+    Column("callback_url", Text),
+    Column("endpoint_id", BigInteger, ForeignKey("webhook_endpoints.id", ondelete="SET NULL")),
+    Column("progress_at", ARRAY(SmallInteger), nullable=False, server_default=text("'{}'")),  # percentages
     # Lines; every other count is of distinct inputs.
     Column("items", BigInteger, nullable=False, server_default=text("0")),
     Column("distinct_inputs", BigInteger, nullable=False, server_default=text("0")),
@@ -123,7 +127,9 @@ jobs = Table(
     Column("real_tokens", BigInteger, nullable=False, server_default=text("0")),
     Column("padded_tokens", BigInteger, nullable=False, server_default=text("0")),
     Column("budget_tokens", BigInteger, nullable=False, server_default=text("0")),
-    Column("error_code", Text),
+    # Inputs that an engine could not compute, one after the other, since it last could: what trips the breaker.
+    Column("failed_in_row", BigInteger, nullable=False, server_default=text("0")),
+    Column("error_code", Text),  # of a job that failed, or that the breaker paused
     Column("error_message", Text),
     _time("created_at", default=True),
     _time("received_at", default=True),
@@ -133,6 +139,8 @@ jobs = Table(
     _time("expires_at"),
     _one_of("state", JobState),
     Index("jobs_idempotency_key_key", "idempotency_key", unique=True),
+    Index("jobs_retry_of_key", "retry_of", unique=True),
+    Index("jobs_expires_at_idx", "expires_at", postgresql_where=text("state IN ('queued', 'running', 'paused')")),
     Index(
         "jobs_claimable_idx",
         "pool",
@@ -177,6 +185,10 @@ shards = Table(
     Column("attempt", Integer, nullable=False, server_default=text("0")),
     Column("token", UUID),
     Column("worker", Text),
+    # A shard whose worker died runs alone in its process next; only deaths while alone count against it.
+    Column("alone", Boolean, nullable=False, server_default=text("false")),
+    Column("loading", Boolean, nullable=False, server_default=text("false")),  # its model, when it was leased
+    Column("deaths", SmallInteger, nullable=False, server_default=text("0")),
     _time("lease_expires_at"),
     _time("not_before"),
     _time("finished_at"),
@@ -185,6 +197,7 @@ shards = Table(
     Index("shards_claimable_idx", "job_id", "ordinal", postgresql_where=text("state = 'queued'")),
     Index("shards_leased_idx", "lease_expires_at", postgresql_where=text("state = 'leased'")),
     Index("shards_job_id_idx", "job_id"),
+    Index("shards_alone_idx", "job_id", postgresql_where=text("state = 'queued' AND alone")),
 )
 
 results = Table(
@@ -209,25 +222,55 @@ batch_budgets = Table(
     Column("model_id", BigInteger, ForeignKey("models.id", ondelete="CASCADE"), primary_key=True),
     Column("device", Text, primary_key=True),
     Column("budget_tokens", Integer, nullable=False),
+    Column("ceiling_tokens", Integer),  # a pass of so many ran out of memory
     Column("tokens_per_second", Double, nullable=False),
     _time("measured_at", default=True),
+)
+
+webhook_endpoints = Table(
+    "webhook_endpoints",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("url", Text, nullable=False, unique=True),
+    # Encrypted; the previous one signs as well, until its time is over.
+    Column("secret", LargeBinary, nullable=False),
+    Column("previous_secret", LargeBinary),
+    _time("previous_until"),
+    _time("disabled_at"),
+    Column("disabled_reason", Text),
+    _time("created_at", default=True),
 )
 
 deliveries = Table(
     "deliveries",
     metadata,
-    Column("id", BigInteger, Identity(always=True), primary_key=True),
-    Column("job_id", UUID, ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
-    Column("event", Text, nullable=False),
+    Column("id", UUID, primary_key=True, server_default=text("uuidv7()")),
+    Column("job_id", UUID, ForeignKey("jobs.id", ondelete="CASCADE")),
+    Column("endpoint_id", BigInteger, ForeignKey("webhook_endpoints.id", ondelete="CASCADE"), nullable=False),
     Column("url", Text, nullable=False),
+    Column("event", Text, nullable=False),
+    Column("percent", SmallInteger),  # of `job.progress`
     Column("body", JSONB, nullable=False),
     Column("state", Text, nullable=False, server_default=text("'pending'")),
     Column("attempt", Integer, nullable=False, server_default=text("0")),
+    Column("token", UUID),  # whose attempt is under way; it is due again at `due_at`
     _time("due_at", default=True),
+    Column("last_status", SmallInteger),
+    Column("last_error", Text),
     _time("created_at", default=True),
     _time("finished_at"),
     _one_of("state", DeliveryState),
-    Index("deliveries_due_idx", "due_at", postgresql_where=text("state = 'pending'")),
+    # A job says each thing once.
+    Index(
+        "deliveries_event_key",
+        "job_id",
+        "event",
+        "percent",
+        unique=True,
+        postgresql_nulls_not_distinct=True,
+        postgresql_where=text("job_id IS NOT NULL"),
+    ),
+    Index("deliveries_due_idx", "endpoint_id", "due_at", postgresql_where=text("state = 'pending'")),
 )
 
 schedules = Table(

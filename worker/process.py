@@ -16,7 +16,7 @@ from contracts.models import ModelSpec, TargetSpec
 from contracts.params import parse_params
 from contracts.settings import Settings
 from contracts.states import Priority
-from storage import budgets, inputs, jobs, models, results, schema, shards
+from storage import budgets, control, inputs, models, results, schema, shards
 from storage.artifacts import ArtifactStore
 from storage.broker import Tickets
 from storage.budgets import Budget
@@ -173,7 +173,7 @@ class WorkerProcess:
 
     def _fail(self, lease: Lease, error: BatchmillError) -> None:
         with self._database.transaction() as connection:
-            if shards.held(connection, lease) and jobs.fail(connection, lease.job_id, error.code, str(error)):
+            if shards.held(connection, lease) and control.fail(connection, lease.job_id, error.code, str(error)):
                 log.error("job %s fails: %s", lease.job_id, error)
 
     def _succeed(self, pool: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 from contracts.errors import ItemFailed, JobNotFound, LeaseLost, WrongState
 from contracts.jobs import JobCounts, JobInfo
 from contracts.states import JobState, Priority
-from storage import jobs, sealing, shards
+from storage import control, jobs, sealing, shards
 from storage.database import Database
 from storage.shards import ShardOutcome
 from tests.jobs import (
@@ -275,7 +275,7 @@ def test_failing_cancels_what_is_open_and_is_final(database: Database, target_id
     finish(database, claimed(database, capacity=_only(database, "model")))
     held = claimed(database, capacity=_only(database, "model"))
     with database.transaction() as connection:
-        assert jobs.fail(connection, job_id, "model_load_failed", "it's broken")
+        assert control.fail(connection, job_id, "model_load_failed", "it's broken")
     failed = info(database, job_id)
     assert (failed.state, failed.error_code, failed.error_message) == (
         JobState.FAILED,
@@ -287,7 +287,7 @@ def test_failing_cancels_what_is_open_and_is_final(database: Database, target_id
     assert [row.state for row in states] == ["done", "cancelled", "cancelled"]
     before = query(database, "SELECT * FROM jobs WHERE id = :id", id=job_id)
     with database.transaction() as connection:
-        assert not jobs.fail(connection, job_id, "again", "")
+        assert not control.fail(connection, job_id, "again", "")
         assert shards.renew(connection, [held.token], timedelta(minutes=1)) == set()
         assert shards.release(connection, [held.token]) == 0
     store(database, target_id, held.shard_id, held.input_ids)
@@ -302,7 +302,7 @@ def test_a_job_that_does_not_run_cannot_fail(database: Database, target_id: int,
     job_id = submit(database, target_id, "a")
     execute(database, "UPDATE jobs SET state = :state", state=state)
     with database.transaction() as connection:
-        assert not jobs.fail(connection, job_id, "code", "message")
+        assert not control.fail(connection, job_id, "code", "message")
     assert info(database, job_id).state == state
     assert [row.state for row in query(database, "SELECT state FROM shards")] == ["queued"]
 
@@ -312,7 +312,7 @@ def test_a_job_that_waits_can_fail(database: Database, target_id: int, state: st
     job_id = submit(database, target_id, "a")
     execute(database, "UPDATE jobs SET state = :state", state=state)
     with database.transaction() as connection:
-        assert jobs.fail(connection, job_id, "code", "message")
+        assert control.fail(connection, job_id, "code", "message")
     assert [row.state for row in query(database, "SELECT state FROM shards")] == ["cancelled"]
 
 

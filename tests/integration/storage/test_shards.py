@@ -11,7 +11,7 @@ from sqlalchemy import text
 from contracts.errors import ItemFailed, LeaseLost
 from contracts.jobs import JobCounts
 from contracts.states import JobState, Priority
-from storage import jobs, shards
+from storage import control, jobs, shards
 from storage.database import Database
 from storage.shards import Capacity, Lease, ShardOutcome
 from tests.jobs import MINUTE, claim, claimed, execute, finish, make_target, query, store, submit
@@ -410,7 +410,7 @@ class TestClose:
                 while not query(database, "SELECT 1 FROM pg_locks WHERE NOT granted"):
                     assert not closing.done()
                 # Whoever closes waits for the job before anything else: otherwise each would wait for the other.
-                assert jobs.fail(connection, job_id, "model_error", "")
+                assert control.fail(connection, job_id, "model_error", "")
             with pytest.raises(LeaseLost):
                 closing.result(10)
         assert counts(database, job_id) == (JobState.FAILED, JobCounts(items=1, distinct=1))
