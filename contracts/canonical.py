@@ -15,7 +15,9 @@ from contracts.errors import InvalidInput
 
 CANONICAL_VERSION = 1
 MAX_ITEM_BYTES = 16 * 1024 * 1024
-"""The most that one input may take, encoded."""
+"""The most that one input can take, encoded."""
+MAX_INPUT_BYTES = 1024 * 1024
+"""The most that it may take, unless the setting of that name says otherwise."""
 MAX_DEPTH = 128
 """Arrays and objects inside one another; the encoder itself ends at 254."""
 MIN_INTEGER = -(2**63)

@@ -12,7 +12,11 @@ BatchmillError
 │   ├── InvalidParams
 │   ├── JobNotFound
 │   ├── WrongState              the job's state forbids it
-│   └── IdempotencyConflict     the key belongs to a job with other content
+│   ├── NothingToRetry          every item of the job has an output
+│   ├── IdempotencyConflict     the key belongs to a job with other content
+│   ├── RefusedUrl              a URL that no webhook is sent to
+│   ├── UnknownEndpoint         no webhook endpoint of that URL, or it is disabled
+│   └── DeliveryNotFound
 ├── ModelError
 │   ├── ModelRefused            a source that is not safe or not complete
 │   ├── ModelTooLarge           it does not fit into the worker's memory
@@ -20,11 +24,16 @@ BatchmillError
 ├── ArtifactError               files of a model are missing or not what was registered
 ├── UnavailableError            a server does not answer; try again
 │   ├── DatabaseUnavailable
-│   └── BrokerUnavailable
+│   ├── DatabaseBusy            others hold what the call needs for itself
+│   ├── BrokerUnavailable
+│   └── ArtifactsUnavailable    the store or the cache of models cannot be used on this host now
 ├── StackError                  the embedded servers cannot start or stop
 ├── LeaseLost                   the shard belongs to someone else by now
 ├── JobFailed                   the job ended without succeeding
+│   ├── JobCancelled            somebody ended it
+│   └── JobExpired              it was not done in its time
 ├── WaitTimeout                 the job was not done in the time given
+├── WebhookVerificationError a request to a webhook that cannot be trusted
 └── ItemFailed                  one input that the engine could not compute
 """
 
@@ -118,10 +127,34 @@ class WrongState(InvalidRequest):
     code = "wrong_state"
 
 
+class NothingToRetry(InvalidRequest):
+    """Every item of the job has an output."""
+
+    code = "nothing_to_retry"
+
+
 class IdempotencyConflict(InvalidRequest):
     """The idempotency key belongs to a job with other content."""
 
     code = "idempotency_conflict"
+
+
+class RefusedUrl(InvalidRequest):
+    """A URL that no webhook is sent to."""
+
+    code = "refused_url"
+
+
+class UnknownEndpoint(InvalidRequest):
+    """No webhook endpoint is registered for that URL, or it is disabled."""
+
+    code = "unknown_endpoint"
+
+
+class DeliveryNotFound(InvalidRequest):
+    """No webhook delivery has that id."""
+
+    code = "delivery_not_found"
 
 
 class ModelError(BatchmillError):
@@ -167,10 +200,22 @@ class DatabaseUnavailable(UnavailableError):
     code = "database_unavailable"
 
 
+class DatabaseBusy(UnavailableError):
+    """Others hold what the call needs for itself."""
+
+    code = "database_busy"
+
+
 class BrokerUnavailable(UnavailableError):
     """The broker does not answer."""
 
     code = "broker_unavailable"
+
+
+class ArtifactsUnavailable(UnavailableError):
+    """The artifact store, or a host's cache of it, cannot be read or written now: a full disk, a missing permission."""
+
+    code = "artifacts_unavailable"
 
 
 class StackError(BatchmillError):
@@ -192,6 +237,18 @@ class JobFailed(BatchmillError):
     code = "job_failed"
 
 
+class JobCancelled(JobFailed):
+    """The job was cancelled; what was computed before can be read."""
+
+    code = "job_cancelled"
+
+
+class JobExpired(JobFailed):
+    """The job was not done in its time; what was computed before can be read."""
+
+    code = "job_expired"
+
+
 class WaitTimeout(BatchmillError):
     """The job was not done in the time that the caller gave it."""
 
@@ -199,18 +256,31 @@ class WaitTimeout(BatchmillError):
     retryable = True
 
 
+class WebhookVerificationError(BatchmillError):
+    """A request that does not come from whoever holds the webhook's secret, or not as it was sent, or not just now."""
+
+    code = "webhook_verification"
+
+
 class ItemFailed(BatchmillError):
     """One input that an engine could not compute; its neighbours are not touched.
 
     Args:
         item_code: A stable name of the cause, kept with the item: `too_long`, `invalid_input`, `non_finite`,
-            `invalid_output`, `engine_error`.
-        message: What happened, for a person.
+            `invalid_output`, `engine_error`, `out_of_memory`, `worker_lost`.
+        message: What happened, for a person; cut to 2,000 characters, and what Postgres holds no text of is replaced.
     """
 
     code = "item_failed"
 
     def __init__(self, item_code: str, message: str) -> None:
+        message = message[:2000].replace("\0", "\ufffd").encode(errors="replace").decode()
         super().__init__(message)
         self.item_code = item_code
         self.message = message
+
+
+WORKER_LOST = "worker_lost"
+"""Of an input whose computation ends the process, each time that it is tried alone."""
+ENGINE_FAULTS = frozenset({"engine_error", "non_finite", "invalid_output", "out_of_memory", WORKER_LOST})
+"""Causes that lie with the model or its engine; the others are the input's own."""

@@ -1,5 +1,7 @@
 """What a webhook says: the events of a job, and the body that announces one."""
 
+import json
+from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -12,6 +14,10 @@ from contracts.names import Task
 from contracts.states import JobState
 
 SCHEME = "batchmill://jobs/"
+MAX_BODY_BYTES = 20_000
+"""What Standard Webhooks 1.0 asks a body to stay below; the parts that users fill are bounded so that it does."""
+MAX_METADATA_BYTES = 8_000
+MAX_MESSAGE_BYTES = 4_000
 
 
 class Event(StrEnum):
@@ -58,7 +64,9 @@ class JobData(BaseModel):
     counts: JobCounts
     error_code: str | None
     error_message: str | None
-    metadata: dict[str, Any]
+    """Its beginning, where it is long."""
+    metadata: dict[str, Any] | None
+    """As submitted; None where it takes more than 8,000 bytes: the job has it."""
     created_at: datetime
     finished_at: datetime | None
     links: Links
@@ -88,13 +96,28 @@ class EventBody(BaseModel):
                 percent=percent,
                 counts=info.counts,
                 error_code=info.error_code,
-                error_message=info.error_message,
-                metadata=info.metadata,
+                error_message=info.error_message and _cut(info.error_message),
+                metadata=info.metadata if len(encode(info.metadata)) <= MAX_METADATA_BYTES else None,
                 created_at=info.created_at,
                 finished_at=info.finished_at,
                 links=Links(job=job_link(info.id), retry_of=info.retry_of and job_link(info.retry_of)),
             ),
         )
+
+
+def encode(body: Mapping[str, Any]) -> bytes:
+    """The bytes that are signed and sent.
+
+    Not orjson: a float such as 1e300 comes back from jsonb as an integer, which that refuses beyond 64 bits.
+    """
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _cut(message: str) -> str:
+    """As much of a message as its part of the body holds."""
+    while len(json.dumps(message, ensure_ascii=False).encode()) > MAX_MESSAGE_BYTES:
+        message = message[: min(MAX_MESSAGE_BYTES, len(message) * 3 // 4)] + "…"
+    return message
 
 
 def job_link(job_id: UUID) -> str:

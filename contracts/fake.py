@@ -32,6 +32,20 @@ class FakeSource(BaseModel):
     """An input that contains this text makes its forward pass raise."""
     nan: Word | None = None
     """An input that contains this text has an output that is no number."""
+    kill: Word | None = None
+    """An input that contains this text makes its forward pass end the process by SIGKILL."""
+    segfault: Word | None = None
+    """An input that contains this text makes its forward pass read from address 0."""
+    hang: Word | None = None
+    """An input that contains this text makes its forward pass last for ever."""
+    oom: int | None = Field(default=None, ge=0)
+    """A forward pass of more inputs than this runs out of memory."""
+    oom_on: Word | None = None
+    """An input that contains this text makes its forward pass run out of memory."""
+    unloadable: bool = False
+    """Whether it refuses to be loaded."""
+    load_kill: bool = False
+    """Whether loading it ends the process by SIGKILL."""
 
 
 def is_fake(source: str) -> bool:

@@ -1,12 +1,23 @@
 """Settings: read once, at the entry point of a process, from `BATCHMILL_…` variables."""
 
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from contracts import tls
+from contracts.callbacks import Network
+from contracts.canonical import MAX_INPUT_BYTES, MAX_ITEM_BYTES
 from contracts.errors import ConfigurationError
 from contracts.names import DEFAULT_POOL
+
+
+def _listed(value: object) -> object:
+    """What a variable lists with commas."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+MAX_DAYS = 36_500
 
 
 class Settings(BaseSettings):
@@ -18,10 +29,21 @@ class Settings(BaseSettings):
     """Postgres 18 or newer with pgvector, as `postgresql://user:password@host/name`."""
     broker_url: str | None = None
     """Redis, Valkey or RabbitMQ: `redis://…`, `rediss://…`, `redis+socket://…`, `amqp://…`, `amqps://…`."""
+    database_ca: str | None = None
+    """Whose certificates Postgres may show: a file, or `system`. With it, only verified TLS is spoken to Postgres."""
+    broker_ca: str | None = None
+    """Whose certificates a broker at `rediss://…` or `amqps://…` may show; what the system trusts when not given."""
+    broker_certificate: Path | None = None
+    """The certificate that the broker is shown, where it asks for one."""
+    broker_key: Path | None = None
+    """The key of that certificate, unless it is in the same file."""
     artifacts: str | None = None
     """Where registered models' files live: a folder or any fsspec URL. `<home>/artifacts` by default."""
     home: Path = Field(default_factory=lambda: Path.home() / ".batchmill")
     """State of the embedded servers, logs, and what a worker has fetched."""
+
+    max_input_bytes: int = Field(default=MAX_INPUT_BYTES, ge=1, le=MAX_ITEM_BYTES)
+    """What an input may take: a line of a file before it is parsed, and its canonical JSON."""
 
     pool: str = DEFAULT_POOL
     """The pool that a worker serves."""
@@ -39,12 +61,32 @@ class Settings(BaseSettings):
 
     lease_seconds: float = Field(default=60.0, gt=0)
     """A shard whose worker was not heard of for so long goes back to the queue."""
+    stall_seconds: float = Field(default=600.0, gt=0)
+    """A worker whose device is busy with one forward pass for so long ends itself, and another takes over."""
     tick_seconds: float = Field(default=5.0, gt=0)
     """How often beat sends a tick, and so how long a lost ticket can stay unnoticed."""
     ticket_window: int = Field(default=16, ge=1)
     """Tickets of one pool that may wait in the broker at once."""
     abandon_seconds: float = Field(default=3600.0, gt=0)
     """A submission that sent nothing for so long is taken for dead and removed."""
+    retain_jobs_days: float = Field(default=90.0, ge=0, le=MAX_DAYS)
+    """A job that ended so long ago is removed, once its webhooks are delivered; 0 keeps all."""
+    retain_results_days: float = Field(default=365.0, ge=0, le=MAX_DAYS)
+    """Results and inputs that no job refers to are removed when they are older; 0 keeps all."""
+    purge_hours: float = Field(default=6.0, gt=0, le=24 * MAX_DAYS)
+    """How often a tick removes what need not be kept."""
+
+    secret_key: SecretStr | None = None
+    """What webhook secrets are encrypted with: a Fernet key (32 bytes in base64), or several with commas between, of
+    which the first encrypts. `<home>/secret.key` holds it when it is not set; the embedded stack makes that file."""
+    webhook_retry_seconds: Annotated[tuple[Annotated[float, Field(ge=0)], ...], NoDecode, BeforeValidator(_listed)] = (
+        *(5.0, 300.0, 1800.0, 7200.0, 18_000.0, 36_000.0, 50_400.0, 72_000.0, 86_400.0),
+    )
+    """How long to wait after each failed attempt at a webhook; after the last one it is dead."""
+    webhook_timeout_seconds: float = Field(default=15.0, gt=0, le=60)
+    """How long one attempt may take, from the name's resolution to the end of the answer."""
+    webhook_allow_networks: Annotated[tuple[Network, ...], NoDecode, BeforeValidator(_listed)] = ()
+    """Networks (`10.1.0.0/16`) that webhooks may go to though they are not public, also by plain http."""
 
     @property
     def embedded(self) -> bool:
@@ -76,4 +118,16 @@ def load_settings(**overrides: object) -> Settings:
     if (settings.database_url is None) != (settings.broker_url is None):
         missing = "BATCHMILL_BROKER_URL" if settings.broker_url is None else "BATCHMILL_DATABASE_URL"
         raise ConfigurationError(f"{missing} is not set: set both URLs, or neither for the embedded stack")
-    return settings
+    return settings.model_copy(update=_secured(settings))
+
+
+def _secured(settings: Settings) -> dict[str, str]:
+    """The URLs that are set, with what the settings say of TLS."""
+    urls = {}
+    if settings.database_url is not None:
+        urls["database_url"] = tls.database_url(settings.database_url, settings.database_ca)
+    if settings.broker_url is not None:
+        urls["broker_url"] = tls.broker_url(
+            settings.broker_url, settings.broker_ca, settings.broker_certificate, settings.broker_key
+        )
+    return urls

@@ -9,8 +9,9 @@ if TYPE_CHECKING:
     from producer.job import Job
     from producer.readers import read
     from producer.results import ItemError, Result
+    from producer.verification import verify_webhook
 
-__all__ = ["Check", "Client", "ItemError", "Job", "Result", "read"]
+__all__ = ["Check", "Client", "ItemError", "Job", "Result", "read", "verify_webhook"]
 
 _HOMES = {
     "Check": "producer.check",
@@ -19,6 +20,7 @@ _HOMES = {
     "Job": "producer.job",
     "Result": "producer.results",
     "read": "producer.readers",
+    "verify_webhook": "producer.verification",
 }
 
 

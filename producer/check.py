@@ -41,7 +41,9 @@ class Check:
         return self.items - self.duplicates
 
 
-def check(database: Database, model: ModelSpec, target_id: int | None, source: Iterable[Entry]) -> Check:
+def check(
+    database: Database, model: ModelSpec, target_id: int | None, source: Iterable[Entry], max_bytes: int
+) -> Check:
     """Read everything, write nothing.
 
     Memory grows with the distinct inputs (by digest) and custom ids: that is how repeated ones are found.
@@ -58,7 +60,7 @@ def check(database: Database, model: ModelSpec, target_id: int | None, source: I
             errors.append(error)
 
     try:
-        for chunk in chunks(lines(source, model, on_bad)):
+        for chunk in chunks(lines(source, model, on_bad, max_bytes)):
             items += len(chunk)
             new = {line.digest: len(line.payload) // 4 + 2 for line in chunk if line.digest not in seen}
             seen.update(new)

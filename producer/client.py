@@ -1,30 +1,26 @@
 """The client: register models, submit inputs, follow jobs."""
 
-import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 from uuid import UUID
 
-from contracts.canonical import canonicalize
-from contracts.errors import BrokerUnavailable, InvalidInput, InvalidRequest, JobNotFound
+from contracts.errors import InvalidInput, InvalidRequest, JobNotFound
+from contracts.events import SCHEME
 from contracts.models import ModelSpec
 from contracts.params import parse_params
 from contracts.settings import Settings, load_settings
 from contracts.states import JobState, Priority
-from producer import addresses
+from producer import addresses, terms
 from producer.check import Check, check
 from producer.job import Job
+from producer.publisher import Publisher
 from producer.registry import Models
 from producer.submission import Submission, entries, lines, submit
+from producer.webhooks import Webhooks
 from storage import jobs, models, schema
 from storage.database import Database
-
-if TYPE_CHECKING:
-    from storage.broker import Tickets
-
-log = logging.getLogger(__name__)
 
 
 class Client:
@@ -63,7 +59,9 @@ class Client:
         )
         self.settings = settings
         self._database = Database(str(settings.database_url))
+        self._publisher = Publisher(settings)
         self.models = Models(self._database, settings.artifacts_url)
+        self.webhooks = Webhooks(self._database, settings)
         try:
             with self._database.transaction() as connection:
                 schema.check(connection)
@@ -80,6 +78,9 @@ class Client:
         priority: str = Priority.NORMAL,
         idempotency_key: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        expires_in: timedelta | float | None = None,
+        callback_url: str | None = None,
+        progress_at: Sequence[int] = (),
         on_bad: Callable[[InvalidInput], None] | None = None,
     ) -> Job:
         """Hand over inputs; the job stands, whole, when this returns.
@@ -91,13 +92,20 @@ class Client:
             params: Of the task: for `embed`, `precision` and `truncate`.
             priority: `interactive`, `normal` or `bulk`: a higher class is always served first.
             idempotency_key: The same key and content give the same job, however often they are submitted.
-            metadata: Kept with the job: JSON values under string keys.
+            metadata: Kept with the job, and sent with its webhooks: JSON values under string keys, up to 8 kB.
+            expires_in: How long the job may take, from now: a timedelta, or seconds. What is not done by then is not
+                computed any more.
+            callback_url: Where webhooks of the job go; an endpoint must be registered for it.
+            progress_at: Percentages from 1 to 99 at which the callback hears of progress, say `[25, 50, 75]`.
             on_bad: Told of each input that cannot be taken, which is then left out; without it the first one ends
                 the submission.
 
         Raises:
             UnknownModel: No such model.
             InvalidParams: No such parameter, or no such value.
+            RefusedUrl: The callback's URL is none that webhooks are sent to.
+            UnknownEndpoint: No endpoint is registered for it, or it is disabled.
+            InvalidRequest: Another argument cannot be carried out.
             InvalidInput: An item cannot be taken; the message names it. Nothing was submitted.
             DuplicateCustomId: Two items share an id.
             EmptyJob: There is no item.
@@ -106,27 +114,19 @@ class Client:
                 with an idempotency key it is safe to try again.
         """
         _check_iterable(inputs)
-        if priority not in list(Priority):
-            raise InvalidRequest(f"priority {priority!r}: choose one of {', '.join(Priority)}")
-        if idempotency_key is not None:
-            _check_json("idempotency_key", idempotency_key)
-            if not 0 < len(idempotency_key) <= 255:
-                raise InvalidRequest("an idempotency key has 1 to 255 characters")
-        _check_json("metadata", dict(metadata or {}))
         submission = Submission(
             model=(spec := self.models.get(model)),
             params=parse_params(spec.task, params),
-            priority=Priority(priority),
-            metadata=metadata or {},
-            idempotency_key=idempotency_key,
+            priority=terms.check_priority(priority),
+            metadata=terms.check_metadata(metadata),
+            idempotency_key=terms.check_idempotency_key(idempotency_key),
+            expires_in=terms.check_expires_in(expires_in),
+            callback_url=callback_url,
+            progress_at=terms.check_progress_at(progress_at, callback_url),
         )
-        tickets = self._tickets  # a broker's address that is none is refused before anything is stored
-        accepted = submit(self._database, submission, lines(entries(inputs), spec, on_bad))
-        if accepted.shards:
-            try:
-                tickets.top_up(spec.pool, accepted.shards, self.settings.ticket_window)
-            except BrokerUnavailable as error:
-                log.warning("job %s is kept and goes out when the broker is back: %s", accepted.job_id, error)
+        self._publisher.prepare()
+        accepted = submit(self._database, submission, lines(entries(inputs), spec, on_bad, self.settings.max_input_bytes))
+        self._publisher.wake(accepted.job_id, spec.pool, accepted.shards)
         return self.job(accepted.job_id)
 
     def check(self, model: str, inputs: Iterable[Any], *, params: Mapping[str, Any] | None = None) -> Check:
@@ -141,20 +141,23 @@ class Client:
         spec: ModelSpec = self.models.get(model)
         with self._database.transaction() as connection:
             target_id = models.find_target(connection, spec, parse_params(spec.task, params))
-        return check(self._database, spec, target_id, entries(inputs))
+        return check(self._database, spec, target_id, entries(inputs), self.settings.max_input_bytes)
 
     def job(self, job_id: str | UUID) -> Job:
         """A handle on a job that exists.
+
+        Args:
+            job_id: Its id, or its link as webhooks give it: `batchmill://jobs/…`.
 
         Raises:
             JobNotFound: There is none of that id.
         """
         try:
-            parsed = job_id if isinstance(job_id, UUID) else UUID(job_id)
+            parsed = job_id if isinstance(job_id, UUID) else UUID(job_id.removeprefix(SCHEME))
         except ValueError:
             raise JobNotFound(f"{job_id!r} is no job's id; `batchmill jobs list` shows those that exist") from None
         with self._database.transaction() as connection:
-            return Job(self._database, jobs.get(connection, parsed))
+            return Job(self._database, self._publisher, jobs.get(connection, parsed))
 
     def jobs(self, *, states: Sequence[str] = (), limit: int = 50) -> list[Job]:
         """The newest jobs first; those in some states only, where any are named.
@@ -167,19 +170,11 @@ class Client:
             raise InvalidRequest(f"state {unknown[0]!r}: choose among {', '.join(JobState)}")
         with self._database.transaction() as connection:
             found = jobs.list_newest(connection, states=[JobState(state) for state in states], limit=limit)
-            return [Job(self._database, info) for info in found]
-
-    @cached_property
-    def _tickets(self) -> "Tickets":
-        # Made when it is first needed: Celery takes a while to import, and many clients only look at jobs.
-        from storage.broker import Tickets
-
-        return Tickets(str(self.settings.broker_url))
+            return [Job(self._database, self._publisher, info) for info in found]
 
     def close(self) -> None:
         """Give connections back; jobs go on."""
-        if "_tickets" in vars(self):
-            self._tickets.close()
+        self._publisher.close()
         self._database.close()
 
     def __enter__(self) -> Self:
@@ -192,10 +187,3 @@ class Client:
 def _check_iterable(inputs: Any) -> None:
     if isinstance(inputs, str | bytes | Mapping):
         raise InvalidRequest(f"inputs is one {type(inputs).__name__}: give a list of inputs, [input] for a single one")
-
-
-def _check_json(name: str, value: Any) -> None:
-    try:
-        canonicalize(value)
-    except InvalidInput as error:
-        raise error.at(name) from None

@@ -8,12 +8,14 @@ from uuid import UUID
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
-from contracts.errors import DatabaseUnavailable, JobFailed, WaitTimeout, WrongState
+from contracts.errors import DatabaseUnavailable, JobCancelled, JobExpired, JobFailed, WaitTimeout, WrongState
 from contracts.jobs import JobCounts, JobInfo
 from contracts.models import TargetSpec
 from contracts.states import JobState
 from producer.progress import ProgressBar, Silent
-from storage import jobs, models
+from producer.publisher import Publisher
+from producer.retry import retry_failed
+from storage import claims, control, jobs, models
 from storage.database import Database
 
 if TYPE_CHECKING:  # Arrow takes a fifth of a second to import: whoever reads results pays for it
@@ -35,8 +37,9 @@ class Job:
     ...     print(result.custom_id, result.output[:3])
     """
 
-    def __init__(self, database: Database, info: JobInfo) -> None:
+    def __init__(self, database: Database, publisher: Publisher, info: JobInfo) -> None:
         self._database = database
+        self._publisher = publisher
         self.info = info
 
     @property
@@ -66,7 +69,7 @@ class Job:
         return self
 
     def wait(self, timeout: float | None = None, *, progress: bool = False) -> "Job":
-        """Wait until the job is terminal.
+        """Wait until the job is terminal; one that is paused is waited for until somebody resumes or ends it.
 
         Args:
             timeout: Seconds to wait at most; as long as it takes when not given.
@@ -74,6 +77,8 @@ class Job:
 
         Raises:
             JobFailed: The job as a whole could not run; the message says why.
+            JobCancelled: Somebody cancelled it. Like the next a `JobFailed`: what was computed can be read.
+            JobExpired: It was not done by the time that it was given.
             WaitTimeout: It was not done in time; it goes on all the same.
             DatabaseUnavailable: Postgres does not answer for a minute.
         """
@@ -93,9 +98,18 @@ class Job:
                 limit = LAST_POLL if deadline is None else max(deadline - time.monotonic(), 0)
                 time.sleep(min(pause, limit, self._poll_before_end(time.monotonic() - begin)))
                 pause = min(pause * POLL_GROWTH, LAST_POLL)
-        if self.state is JobState.FAILED:
-            raise JobFailed(f"job {self.id} failed ({self.info.error_code}): {self.info.error_message}")
+        if self.state is not JobState.SUCCEEDED:
+            raise self._unsuccessful()
         return self
+
+    def _unsuccessful(self) -> JobFailed:
+        if self.state is JobState.FAILED:
+            return JobFailed(f"job {self.id} failed ({self.info.error_code}): {self.info.error_message}")
+        kind = JobCancelled if self.state is JobState.CANCELLED else JobExpired
+        return kind(
+            f"job {self.id} is {self.state}, {self.counts.waiting:,} of {self.counts.distinct:,} inputs were not "
+            f"computed; `batchmill jobs results {self.id}` gives what was"
+        )
 
     def _refresh_patiently(self) -> "Job":
         """Read the row; a Postgres that restarts is no reason to leave a job that waits for nobody."""
@@ -111,6 +125,70 @@ class Job:
         """Half of the seconds that the job will take at its pace so far: who waits hears of the end soon after it."""
         done = self.counts.distinct - self.counts.waiting
         return max(elapsed * self.counts.waiting / done / 2, FIRST_POLL) if done else LAST_POLL
+
+    def cancel(self) -> "Job":
+        """End the job; again is no error.
+
+        Workers let go of it within about a second, at the end of a micro-batch. What was computed stays in the cache,
+        and what was done of the job can be read.
+
+        Raises:
+            WrongState: It has ended in another way.
+            JobNotFound: The job was removed.
+            DatabaseUnavailable: Postgres does not answer.
+        """
+        with self._database.transaction() as connection:
+            control.cancel(connection, self.id)
+        return self.refresh()
+
+    def pause(self) -> "Job":
+        """Hold the job until it is resumed; again is no error.
+
+        What workers hold of it they finish, a second's work; nothing more of it is begun. Its time to expire goes on.
+
+        Raises:
+            WrongState: It has ended.
+            JobNotFound: The job was removed.
+            DatabaseUnavailable: Postgres does not answer.
+        """
+        with self._database.transaction() as connection:
+            control.pause(connection, self.id)
+        return self.refresh()
+
+    def resume(self) -> "Job":
+        """Go on with a job that is paused, whoever paused it; one that is not is left as it is.
+
+        Raises:
+            WrongState: It has ended.
+            JobNotFound: The job was removed.
+            DatabaseUnavailable: Postgres does not answer.
+        """
+        self._publisher.prepare()
+        with self._database.transaction() as connection:
+            resumed = control.resume(connection, self.id)
+            waiting = claims.claimable(connection, self._publisher.window) if resumed else {}
+        self._publisher.wake(self.id, self.info.pool, waiting.get(self.info.pool, 0))
+        return self.refresh()
+
+    def retry_failed(self) -> "Job":
+        """A new job of the items that this one has no output for: failed ones, and those that it never came to.
+
+        It has the same model, at its present epoch, parameters, priority, metadata and callback; custom ids and the
+        order are kept, and positions begin at 0. Called again, it gives the same new job.
+
+        Raises:
+            WrongState: The job is not terminal yet.
+            NothingToRetry: All of its items have an output.
+            UnknownModel: Its model was removed.
+            JobNotFound: The job was removed.
+            DatabaseUnavailable: Postgres does not answer.
+        """
+        self._publisher.prepare()
+        accepted = retry_failed(self._database, self.id)
+        with self._database.transaction() as connection:
+            retry = Job(self._database, self._publisher, jobs.get(connection, accepted.job_id))
+        self._publisher.wake(retry.id, retry.info.pool, accepted.shards)
+        return retry
 
     def results(self) -> "Iterator[Result]":
         """What became of each item, in input order, read as you go.
@@ -176,9 +254,10 @@ class Job:
             raise WrongState(f"job {self.id} is {self.state}: wait for it with job.wait() before reading its results")
         unfinished = None
         if self.state is not JobState.SUCCEEDED:
-            reason = self.info.error_message or f"the job is {self.state}"
+            ended = "expired" if self.state is JobState.EXPIRED else f"was {self.state}"
+            reason = self.info.error_message or f"the job {ended} before this was computed"
             unfinished = ItemError(self.info.error_code or str(self.state), reason)
-        return ResultReader(self._database, self.id, self._target(), self.counts.items, unfinished)
+        return ResultReader(self._database, self.id, self._target(), self.counts, unfinished)
 
     def _target(self) -> TargetSpec:
         with self._database.transaction() as connection:

@@ -6,11 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from contracts.canonical import MAX_ITEM_BYTES
 from contracts.errors import InvalidInput
 
-MAX_LINE_BYTES = 4 * MAX_ITEM_BYTES
-"""More than the escaped text of any item that can be taken; a line beyond is not kept in memory."""
 MAX_ID_CHARACTERS = 512
 
 _BOM = b"\xef\xbb\xbf"
@@ -98,19 +95,24 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
         yield stream
 
 
-def raw_lines(path: Path) -> Iterator[RawLine]:
-    """The physical lines of a file, without a byte order mark.
+def too_long(size: int, limit: int) -> str:
+    """Why a line or an input of so many bytes is not taken."""
+    return f"{size:,} bytes, and an input may take {limit:,} (BATCHMILL_MAX_INPUT_BYTES): split it"
+
+
+def raw_lines(path: Path, max_bytes: int) -> Iterator[RawLine]:
+    """The physical lines of a file, without a byte order mark; one that is too long is not kept in memory.
 
     Raises:
         InvalidInput: The file cannot be opened, shrinks while it is read, or its device fails.
     """
-    number, offset = 1, 0
+    number, offset, most = 1, 0, max_bytes + len(b"\r\n")
     with opened(path) as stream:
         expected = os.fstat(stream.fileno()).st_size
         while True:
             try:
-                data = stream.readline(MAX_LINE_BYTES)
-                skipped = _skip_rest(stream, data)
+                data = stream.readline(most)
+                skipped = _skip_rest(stream, data, most)
             except OSError as error:
                 raise InvalidInput(
                     f"the file cannot be read on: {error.strerror}", f"{path.name}, line {number}"
@@ -124,21 +126,20 @@ def raw_lines(path: Path) -> Iterator[RawLine]:
                 )
             if not data:
                 return
-            if skipped:
-                problem = f"the line has {end - offset:,} bytes, and an item may take {MAX_ITEM_BYTES:,}: split it"
-                yield RawLine(number, offset, b"", problem)
-            elif number == 1 and data.startswith(_BOM):
-                yield RawLine(number, len(_BOM), data[len(_BOM) :], None)
+            begin = len(_BOM) if number == 1 and data.startswith(_BOM) else 0
+            size = end - offset - begin if skipped else len(data.rstrip(b"\r\n")) - begin
+            if size > max_bytes:
+                yield RawLine(number, offset, b"", f"the line has {too_long(size, max_bytes)}")
             else:
-                yield RawLine(number, offset, data, None)
+                yield RawLine(number, offset + begin, data[begin:], None)
             number, offset = number + 1, end
 
 
-def _skip_rest(stream: IO[bytes], data: bytes) -> int:
+def _skip_rest(stream: IO[bytes], data: bytes, most: int) -> int:
     """Pass over what is left of a line that is too long; the number of bytes."""
     skipped = 0
     piece = data
-    while len(piece) == MAX_LINE_BYTES and not piece.endswith(b"\n"):
-        piece = stream.readline(MAX_LINE_BYTES)
+    while len(piece) == most and not piece.endswith(b"\n"):
+        piece = stream.readline(most)
         skipped += len(piece)
     return skipped

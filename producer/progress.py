@@ -15,6 +15,7 @@ from rich.progress import (
 from rich.text import Text
 
 from contracts.jobs import JobInfo
+from contracts.states import JobState
 
 
 class Silent:
@@ -54,9 +55,14 @@ class ProgressBar(Silent):
             console=Console(stderr=True),
         )
         self._task = self._progress.add_task("", total=None, state="", detail="", clock="")
+        self._paused = False
 
     def show(self, info: JobInfo) -> None:
-        """Bring the bar up to what the job says."""
+        """Bring the bar up to what the job says; above it, say once when the job is paused, and why."""
+        paused = info.state is JobState.PAUSED
+        if paused and not self._paused:
+            self._progress.console.print(Text(_why_paused(info), "yellow"), soft_wrap=True)
+        self._paused = paused
         counts = info.counts
         parts = [
             f"{count:,} {name}"
@@ -78,3 +84,9 @@ class ProgressBar(Silent):
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
+
+
+def _why_paused(info: JobInfo) -> str:
+    if info.error_message:
+        return f"job {info.id} was paused: {info.error_message}"
+    return f"job {info.id} is paused: batchmill jobs resume {info.id}"

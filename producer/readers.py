@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 
+from contracts.canonical import MAX_INPUT_BYTES
 from contracts.errors import InvalidRequest
 from producer.lines import Entry, RawLine, raw_lines
 from producer.tables import quoted, read_csv, read_parquet
@@ -24,7 +25,13 @@ SUFFIXES = (".jsonl", ".txt", ".csv", ".parquet")
 _LONG_NUMBER = re.compile(rb"\d{19}")
 
 
-def read(path: str | Path, *, id_column: str | None = None, input_column: str | None = None) -> Iterator[Entry]:
+def read(
+    path: str | Path,
+    *,
+    id_column: str | None = None,
+    input_column: str | None = None,
+    max_input_bytes: int = MAX_INPUT_BYTES,
+) -> Iterator[Entry]:
     """The lines of a file.
 
     - `.jsonl`: a bare value, or an object with the keys `input` and, where wanted, `id`, and no other. Blank lines
@@ -37,6 +44,8 @@ def read(path: str | Path, *, id_column: str | None = None, input_column: str | 
         path: The file; its suffix says what it holds.
         id_column: The column or key of the caller's ids; `id` where there is one when not given.
         input_column: The column or key of the inputs; `input` when not given.
+        max_input_bytes: What a line may take; a longer one is passed over unparsed, and handed over as bad. It goes
+            with the setting of that name, which clients hold inputs to.
 
     Raises:
         InvalidRequest: The suffix is unknown, or columns are named for a file that has none.
@@ -45,13 +54,13 @@ def read(path: str | Path, *, id_column: str | None = None, input_column: str | 
     path = Path(path)
     match path.suffix.lower():
         case ".jsonl":
-            lines = _read_jsonl(path, id_column or "id", input_column or "input")
+            lines = _read_jsonl(path, max_input_bytes, id_column or "id", input_column or "input")
         case ".txt" if id_column or input_column:
             raise InvalidRequest(f"{path}: a .txt file has no columns; leave out id_column and input_column")
         case ".txt":
-            lines = _read_text(path)
+            lines = _read_text(path, max_input_bytes)
         case ".csv":
-            lines = read_csv(path, id_column, input_column or "input")
+            lines = read_csv(path, max_input_bytes, id_column, input_column or "input")
         case ".parquet":
             lines = read_parquet(path, id_column, input_column or "input")
         case _:
@@ -60,8 +69,8 @@ def read(path: str | Path, *, id_column: str | None = None, input_column: str | 
     return chain(list(islice(lines, 1)), lines)
 
 
-def _read_text(path: Path) -> Iterator[Entry]:
-    for raw in raw_lines(path):
+def _read_text(path: Path, max_bytes: int) -> Iterator[Entry]:
+    for raw in raw_lines(path, max_bytes):
         where = f"{path.name}, line {raw.number}"
         if raw.problem is not None:
             yield Entry.bad(where, raw.problem)
@@ -72,8 +81,8 @@ def _read_text(path: Path) -> Iterator[Entry]:
             yield Entry.bad(where, raw.not_text(error))
 
 
-def _read_jsonl(path: Path, id_key: str, input_key: str) -> Iterator[Entry]:
-    for raw in raw_lines(path):
+def _read_jsonl(path: Path, max_bytes: int, id_key: str, input_key: str) -> Iterator[Entry]:
+    for raw in raw_lines(path, max_bytes):
         where = f"{path.name}, line {raw.number}"
         if raw.problem is not None:
             yield Entry.bad(where, raw.problem)

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -11,7 +11,9 @@ from uuid import UUID
 import numpy as np
 import orjson
 import pyarrow as pa
+from numpy.typing import NDArray
 
+from contracts.jobs import JobCounts
 from contracts.models import TargetSpec
 from storage import pages, results
 from storage.database import Database
@@ -51,27 +53,42 @@ class Result:
 
 
 class ResultReader:
-    """Reads the results of one job in pages, so that memory stays flat."""
+    """Reads the results of one job in pages, so that memory stays flat.
+
+    Args:
+        database: Where they are.
+        job_id: A job that is terminal.
+        target: What it computed.
+        counts: What it counts.
+        unfinished: What to say of inputs that were not dealt with when the job ended; None when all were. Their ids are
+            held in memory, eight bytes each.
+    """
 
     def __init__(
-        self, database: Database, job_id: UUID, target: TargetSpec, items: int, unfinished: ItemError | None
+        self, database: Database, job_id: UUID, target: TargetSpec, counts: JobCounts, unfinished: ItemError | None
     ) -> None:
         self._database = database
         self._unfinished = unfinished
         self._job_id = job_id
         self._target = target
-        self._items = items
+        self._counts = counts
+        self._items = counts.items
         self._column = results.output_column(target.model.task, target.params)
 
     def pages(self) -> Iterator[Page]:
         """Columns of consecutive items, in input order; while one is used, the next are read."""
         count = self._page_items()
+        withheld = self._withheld()
         starts = iter(range(0, self._items, count))
         with ThreadPoolExecutor(PAGES_AHEAD, "results") as reader:
-            ahead = deque(reader.submit(self._page, start, start + count) for start in islice(starts, PAGES_AHEAD))
+
+            def read(number: int) -> list[Future[Page]]:
+                return [reader.submit(self._page, at, at + count, withheld) for at in islice(starts, number)]
+
+            ahead = deque(read(PAGES_AHEAD))
             while ahead:
                 page = ahead.popleft().result()
-                ahead.extend(reader.submit(self._page, start, start + count) for start in islice(starts, 1))
+                ahead.extend(read(1))
                 yield page
 
     def _page_items(self) -> int:
@@ -80,11 +97,19 @@ class ResultReader:
         row_bytes = _SCALAR_BYTES[self._column] * (self._width() or 1)
         return max(min(PAGE_ITEMS, PAGE_BYTES // row_bytes), 1)
 
+    def _withheld(self) -> NDArray[np.int64] | None:
+        if self._unfinished is None:
+            return None
+        with self._database.transaction() as connection:
+            return pages.withheld(connection, self._job_id)
+
     def _width(self) -> int | None:
+        if self._counts.cached + self._counts.computed == 0:
+            return None
         with self._database.transaction() as connection:
             return pages.dimensions(connection, job_id=self._job_id, target_id=self._target.id, column=self._column)
 
-    def _page(self, start: int, stop: int) -> Page:
+    def _page(self, start: int, stop: int, withheld: NDArray[np.int64] | None) -> Page:
         with self._database.transaction() as connection:
             page = pages.read(
                 connection,
@@ -93,6 +118,7 @@ class ResultReader:
                 column=self._column,
                 start=start,
                 stop=stop,
+                withheld=withheld,
             )
         if self._unfinished is not None:
             for index in np.flatnonzero(~page.present).tolist():
@@ -163,7 +189,7 @@ class ResultReader:
 def _output_array(page: Page, kind: pa.DataType) -> pa.Array:
     if isinstance(page.outputs, list):
         return pa.array(page.outputs, pa.string())
-    width = kind.list_size
-    values = page.outputs if page.outputs.shape[1] == width else np.zeros((len(page.outputs), width))
-    flat = pa.array(np.ascontiguousarray(values, dtype=kind.value_type.to_pandas_dtype()).reshape(-1))
+    if not page.present.any():  # from arrays without a width, Arrow would divide by zero
+        return pa.nulls(len(page.present), kind)
+    flat = pa.array(np.ascontiguousarray(page.outputs, dtype=kind.value_type.to_pandas_dtype()).reshape(-1))
     return pa.FixedSizeListArray.from_arrays(flat, type=kind, mask=pa.array(~page.present))

@@ -6,8 +6,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
+
+from sqlalchemy import Connection
 
 from contracts.canonical import canonicalize, digest
 from contracts.errors import (
@@ -20,10 +23,11 @@ from contracts.errors import (
 from contracts.inputs import check_input
 from contracts.models import ModelSpec
 from contracts.states import Priority
-from producer.lines import Entry, check_custom_id
-from storage import budgets, inputs, jobs, models, sealing
+from producer.lines import Entry, check_custom_id, too_long
+from storage import budgets, endpoints, inputs, jobs, models, sealing
 from storage.database import Database
 from storage.inputs import Line
+from storage.jobs import Listener
 
 CHUNK_LINES = 10_000
 CHUNK_BYTES = 32 * 2**20
@@ -52,8 +56,16 @@ def entries(values: Iterable[Any]) -> Iterator[Entry]:
                 yield Entry(where, None, None, InvalidInput(reason, where))
 
 
-def lines(source: Iterable[Entry], model: ModelSpec, on_bad: Callable[[InvalidInput], None] | None) -> Iterator[Line]:
+def lines(
+    source: Iterable[Entry], model: ModelSpec, on_bad: Callable[[InvalidInput], None] | None, max_bytes: int
+) -> Iterator[Line]:
     """Entries for a model as lines with consecutive positions; bad ones are told to `on_bad` and left out.
+
+    Args:
+        source: What was handed over.
+        model: Is to take the inputs.
+        on_bad: Told of each bad one.
+        max_bytes: What the canonical JSON of an input may take.
 
     Raises:
         InvalidInput: An entry is bad, and there is no `on_bad`.
@@ -62,7 +74,7 @@ def lines(source: Iterable[Entry], model: ModelSpec, on_bad: Callable[[InvalidIn
     position = 0
     for entry in source:
         try:
-            line = _line(entry, position, model)
+            line = _line(entry, position, model, max_bytes)
         except InvalidInput as error:
             if on_bad is None:
                 raise
@@ -74,7 +86,7 @@ def lines(source: Iterable[Entry], model: ModelSpec, on_bad: Callable[[InvalidIn
         raise EmptyJob("no inputs: a job has at least one")
 
 
-def _line(entry: Entry, position: int, model: ModelSpec) -> Line:
+def _line(entry: Entry, position: int, model: ModelSpec, max_bytes: int) -> Line:
     if entry.error is not None:
         raise entry.error
     try:
@@ -82,6 +94,8 @@ def _line(entry: Entry, position: int, model: ModelSpec) -> Line:
         value = dict(entry.value) if isinstance(entry.value, Mapping) else entry.value
         check_input(model, value)
         payload = canonicalize(value)
+        if len(payload) > max_bytes:
+            raise InvalidInput(too_long(len(payload), max_bytes))
     except InvalidInput as error:
         raise error.at(entry.where) from None
     return Line(position, custom_id, digest(payload), payload)
@@ -128,6 +142,10 @@ class Submission:
     priority: Priority
     metadata: Mapping[str, Any]
     idempotency_key: str | None
+    expires_in: timedelta | None = None
+    """From the moment at which it is sealed."""
+    callback_url: str | None = None
+    progress_at: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -146,6 +164,8 @@ def submit(database: Database, submission: Submission, source: Iterable[Line]) -
         InvalidInput: A line is bad, or there is none.
         DuplicateCustomId: Two lines share an id.
         IdempotencyConflict: The key belongs to a job with other content.
+        RefusedUrl: The callback's URL is none that webhooks are sent to.
+        UnknownEndpoint: No endpoint is registered for it, or it is disabled.
         DatabaseUnavailable: Postgres does not answer.
     """
     content = ContentDigest(submission.model, submission.params)
@@ -157,6 +177,7 @@ def submit(database: Database, submission: Submission, source: Iterable[Line]) -
                 content.update(chunk)
             return _same(holder, content, submission.idempotency_key)
     with database.transaction() as connection:
+        listener = _listener(connection, submission)
         target_id = models.make_target(connection, submission.model, submission.params)
         job_id = jobs.open_job(
             connection,
@@ -164,6 +185,7 @@ def submit(database: Database, submission: Submission, source: Iterable[Line]) -
             pool=submission.model.pool,
             priority=submission.priority,
             metadata=submission.metadata,
+            listener=listener,
         )
     try:
         _receive(database, job_id, source, content)
@@ -174,6 +196,13 @@ def submit(database: Database, submission: Submission, source: Iterable[Line]) -
         with suppress(BatchmillError), database.transaction() as connection:
             jobs.discard(connection, job_id)
         raise
+
+
+def _listener(connection: Connection, submission: Submission) -> Listener | None:
+    if submission.callback_url is None:
+        return None
+    endpoint = endpoints.find(connection, submission.callback_url)
+    return Listener(submission.callback_url, endpoint.id, submission.progress_at)
 
 
 def _receive(database: Database, job_id: UUID, source: Iterable[Line], content: ContentDigest) -> None:
@@ -210,15 +239,22 @@ def _seal(database: Database, submission: Submission, job_id: UUID, target_id: i
                 f"the custom id {custom_id!r} is used at least twice, by items {first + 1} and {last + 1}; "
                 "give each item an id of its own, or none"
             )
-        speed = budgets.speed(connection, submission.model.id)
-        shards = sealing.seal(
-            connection,
-            job_id,
-            target_id,
-            shard_tokens=SHARD_TOKENS if speed is None else max(int(speed * SHARD_SECONDS), 1024),
-            shard_inputs=SHARD_INPUTS,
-        )
-    return Accepted(job_id, shards)
+        return Accepted(job_id, seal(connection, job_id, target_id, submission.model, submission.expires_in))
+
+
+def seal(
+    connection: Connection, job_id: UUID, target_id: int, model: ModelSpec, expires_in: timedelta | None = None
+) -> int:
+    """Seal a job that was received, cut into shards that suit its model; how many these are."""
+    speed = budgets.speed(connection, model.id)
+    return sealing.seal(
+        connection,
+        job_id,
+        target_id,
+        shard_tokens=SHARD_TOKENS if speed is None else max(int(speed * SHARD_SECONDS), 1024),
+        shard_inputs=SHARD_INPUTS,
+        expires_in=expires_in,
+    )
 
 
 def _same(holder: jobs.KeyHolder, content: ContentDigest, key: str) -> Accepted:

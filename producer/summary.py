@@ -14,7 +14,8 @@ NONE = "–"
 def figures(info: "JobInfo") -> dict[str, float | None]:
     """Fill and waste as shares of 1, and rates by the row's own times; None where nothing ran or the job goes on.
 
-    The time is that from the first claim to the end; a job that found every result is timed from its submission.
+    Items a second only of a job that succeeded, as it came to all of them. The time is that from the first claim to the
+    end; a job that found every result is timed from its submission.
     """
     seconds = None
     if info.finished_at is not None:
@@ -24,7 +25,7 @@ def figures(info: "JobInfo") -> dict[str, float | None]:
         "mean_fill": info.stats.fill if ran else None,
         "padding_waste": info.stats.padding_waste if ran else None,
         "seconds": seconds,
-        "items_per_second": info.counts.items / seconds if seconds else None,
+        "items_per_second": info.counts.items / seconds if seconds and info.state is JobState.SUCCEEDED else None,
         "tokens_per_second": info.stats.real_tokens / seconds if seconds and ran else None,
     }
 
@@ -47,7 +48,7 @@ def job_summary(info: "JobInfo") -> list[tuple[str, str]]:
         ("tokens/s", _rate(derived["tokens_per_second"])),
     ]
     if info.state is not JobState.SUCCEEDED:
-        rows.insert(6, ("waiting", f"{counts.waiting:,}"))
+        rows.insert(6, ("not computed" if info.state.terminal else "waiting", f"{counts.waiting:,}"))
     return rows
 
 

@@ -16,7 +16,7 @@ _ROWS = 4_096
 _BUFFER_BYTES = 1024 * 1024
 
 
-def read_csv(path: Path, id_column: str | None, input_column: str) -> Iterator[Entry]:
+def read_csv(path: Path, max_bytes: int, id_column: str | None, input_column: str) -> Iterator[Entry]:
     """The rows of a CSV file, named by the lines that they begin on: a quoted field may hold newlines.
 
     Raises:
@@ -24,7 +24,7 @@ def read_csv(path: Path, id_column: str | None, input_column: str) -> Iterator[E
     """
     # The limit is one of the whole process; nobody can want it lower than an item may be.
     csv.field_size_limit(max(csv.field_size_limit(), MAX_ITEM_BYTES))
-    texts = _Texts(raw_lines(path))
+    texts = _Texts(raw_lines(path, max_bytes))
     rows = csv.reader(texts, strict=True)
     try:
         header = next(rows, [])

@@ -106,9 +106,11 @@ def worker(
     from worker.__main__ import run
 
     try:
-        run(settings)
+        code = run(settings)
     except ModuleNotFoundError as error:
         raise ConfigurationError(f"{error.name} is not installed: pip install 'batchmill[worker]'") from error
+    if code:
+        raise typer.Exit(code)
 
 
 @app.command(rich_help_panel=SERVERS)
@@ -119,6 +121,19 @@ def beat() -> None:
         raise ConfigurationError("the embedded stack has a beat of its own: this one is for servers that two URLs name")
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     from worker.beat import run
+
+    run(settings)
+
+
+@app.command(rich_help_panel=SERVERS)
+def deliver() -> None:
+    """Send webhooks of the configured servers' jobs; any number of these share the work."""
+    settings = _settings()
+    if settings.embedded:
+        raise ConfigurationError("the embedded stack delivers by itself: this is for servers that two URLs name")
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("worker").setLevel(logging.INFO)
+    from worker.webhooks.__main__ import run
 
     run(settings)
 

@@ -30,7 +30,7 @@ class StopAsked(Exception):
     """The stack is to end; whoever waits for something gives up."""
 
 
-def _nothing() -> None:
+def _nothing(*_: object) -> None:
     pass
 
 
@@ -48,6 +48,8 @@ class Program:
     """After that, it and everything below it is killed."""
     before: Callable[[], None] = _nothing
     """Runs ahead of each start: it clears what the last run left."""
+    after: Callable[[int], None] = _nothing
+    """Runs when it ended on its own, with the pid that it had: it clears what a crash left."""
     user: int | None = None
     """The user and group to run as, where they differ from ours."""
     group: int | None = None

@@ -1,4 +1,4 @@
-"""The programs beside the servers: the worker and beat, told where everything is."""
+"""The programs beside the servers: the worker, beat and the deliverer of webhooks, told where everything is."""
 
 import os
 import sys
@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from contracts.settings import Settings
+from stack.aftermath import release_leases
 from stack.layout import Layout
 from stack.processes import Program
 from stack.state import StackAddresses
+from storage.secrets import ensure_key_file
 
-WORKER, BEAT = "worker", "beat"
+WORKER, BEAT, WEBHOOKS = "worker", "beat", "webhooks"
 _READY = "BATCHMILL_READY_FILE"
 
 
@@ -29,15 +31,22 @@ def environment(settings: Settings) -> dict[str, str]:
     checkout = str(Path(__file__).resolve().parent.parent)
     if checkout not in (*paths, sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
         paths.insert(0, checkout)
-    ours = {f"BATCHMILL_{name.upper()}": str(value) for name, value in values.items()}
+    ours = {f"BATCHMILL_{name.upper()}": _spelled(value) for name, value in values.items()}
+    if settings.secret_key is not None:
+        ours["BATCHMILL_SECRET_KEY"] = settings.secret_key.get_secret_value()
     kept = {name: value for name, value in os.environ.items() if not name.startswith("BATCHMILL_")}
     return {**kept, **ours, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
+
+
+def _spelled(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def worker_and_beat(settings: Settings, addresses: StackAddresses) -> Sequence[Program]:
     """What runs on the servers, in the order in which to start it."""
     layout = Layout.of(settings.home)
     ready = ready_file(layout)
+    ensure_key_file(layout.home)
     common = {
         **environment(settings),
         "BATCHMILL_DATABASE_URL": addresses.database_url,
@@ -50,10 +59,18 @@ def worker_and_beat(settings: Settings, addresses: StackAddresses) -> Sequence[P
             command=(sys.executable, "-m", "worker"),
             environment={**common, _READY: str(ready)},
             folder=layout.home,
-            stop_seconds=20.0,
+            stop_seconds=30.0,
             before=lambda: ready.unlink(missing_ok=True),
+            after=lambda pid: release_leases(addresses.database_url, pid),
         ),
         Program(name=BEAT, command=(sys.executable, "-m", "worker.beat"), environment=common, folder=layout.home),
+        Program(
+            name=WEBHOOKS,
+            command=(sys.executable, "-m", "worker.webhooks"),
+            environment=common,
+            folder=layout.home,
+            stop_seconds=10.0,
+        ),
     )
 
 

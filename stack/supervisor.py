@@ -57,6 +57,7 @@ class _Watch:
         if self.child is not None:
             if (code := self.child.ended) is None:
                 return False
+            self._program.after(self.child.pid)
             self._rest(f"ended with code {code}", time.monotonic() - self.child.born)
             return True
         if time.monotonic() < self._due:

@@ -20,7 +20,7 @@ from uuid import uuid4
 import fsspec
 
 from contracts.canonical import canonicalize
-from contracts.errors import ArtifactError, ConfigurationError
+from contracts.errors import ArtifactError, ArtifactsUnavailable, ConfigurationError
 from contracts.models import ArtifactFile
 
 _CHUNK = 4 * 1024 * 1024
@@ -56,7 +56,8 @@ class ArtifactStore:
             paths: The files to take, relative to the folder; every file below it when not given.
 
         Raises:
-            ArtifactError: A file cannot be read or changes meanwhile, or the store cannot take it.
+            ArtifactError: A file is not there, or changes meanwhile.
+            ArtifactsUnavailable: It cannot be read, or the store cannot take it.
         """
         if paths is None:
             paths = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
@@ -69,8 +70,8 @@ class ArtifactStore:
         verified while it is copied, and the folder appears as a whole. Several processes may ask at once.
 
         Raises:
-            ArtifactError: The manifest is not one, or a file is missing, is not what was registered, or cannot
-                be written.
+            ArtifactError: The manifest is not one, or a file is missing or is not what was registered.
+            ArtifactsUnavailable: The store cannot be read, or the cache cannot be written.
         """
         _check_manifest(files)
         digest = manifest_digest(files)
@@ -213,4 +214,5 @@ def _explained(place: str) -> Iterator[None]:
             "(BATCHMILL_HOME, BATCHMILL_ARTIFACTS)",
         }.get(error.errno or 0, f"{type(error).__name__}: {error}")
         where = f"{place} ({error.filename})" if error.filename else place
-        raise ArtifactError(f"{where}: {advice}") from error
+        kind = ArtifactError if isinstance(error, FileNotFoundError) else ArtifactsUnavailable
+        raise kind(f"{where}: {advice}") from error

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from storage.tables import batch_budgets
@@ -16,26 +16,53 @@ class Budget:
     """Longest row times rows."""
     tokens_per_second: float
     """As measured at that size; what shards are cut and times are estimated by."""
+    ceiling: int | None = None
+    """Tokens that passes never hold more of, where memory was found to be too small for it."""
 
 
 def get(connection: Connection, model_id: int, device: str) -> Budget | None:
     """What was measured for a model on a kind of device, where it was."""
     row = connection.execute(
-        select(batch_budgets.c.budget_tokens, batch_budgets.c.tokens_per_second).where(
-            batch_budgets.c.model_id == model_id, batch_budgets.c.device == device
-        )
+        select(*_COLUMNS).where(batch_budgets.c.model_id == model_id, batch_budgets.c.device == device)
     ).first()
-    return None if row is None else Budget(row.budget_tokens, row.tokens_per_second)
+    return None if row is None else Budget(*row)
 
 
-def put(connection: Connection, model_id: int, device: str, budget: Budget) -> None:
-    """Keep what was measured; a later measurement replaces an earlier one."""
-    values = {"budget_tokens": budget.tokens, "tokens_per_second": budget.tokens_per_second}
-    connection.execute(
-        insert(batch_budgets)
-        .values(model_id=model_id, device=device, **values)
-        .on_conflict_do_update(index_elements=["model_id", "device"], set_={**values, "measured_at": func.now()})
+_COLUMNS = (batch_budgets.c.budget_tokens, batch_budgets.c.tokens_per_second, batch_budgets.c.ceiling_tokens)
+
+
+def put(connection: Connection, model_id: int, device: str, budget: Budget) -> Budget:
+    """Keep what was measured, under the ceiling that is known; a later measurement replaces an earlier one."""
+    new = insert(batch_budgets).values(
+        model_id=model_id,
+        device=device,
+        budget_tokens=budget.tokens,
+        tokens_per_second=budget.tokens_per_second,
+        ceiling_tokens=budget.ceiling,
     )
+    kept = new.on_conflict_do_update(
+        index_elements=["model_id", "device"],
+        set_={
+            # Postgres' least() passes over what is null.
+            "budget_tokens": func.least(new.excluded.budget_tokens, batch_budgets.c.ceiling_tokens),
+            "ceiling_tokens": func.least(new.excluded.ceiling_tokens, batch_budgets.c.ceiling_tokens),
+            "tokens_per_second": new.excluded.tokens_per_second,
+            "measured_at": func.now(),
+        },
+    )
+    return Budget(*connection.execute(kept.returning(*_COLUMNS)).one())
+
+
+def lower_ceiling(connection: Connection, model_id: int, device: str, tokens: int) -> bool:
+    """Remember that passes of more than so many tokens run out of memory; whether that was news."""
+    ceiling = batch_budgets.c.ceiling_tokens
+    lowered = connection.execute(
+        update(batch_budgets)
+        .where(batch_budgets.c.model_id == model_id, batch_budgets.c.device == device)
+        .where(or_(ceiling.is_(None), ceiling > tokens))
+        .values(ceiling_tokens=tokens, budget_tokens=func.least(batch_budgets.c.budget_tokens, tokens))
+    )
+    return bool(lowered.rowcount)
 
 
 def speed(connection: Connection, model_id: int) -> float | None:

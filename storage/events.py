@@ -16,6 +16,14 @@ _ANNOUNCE = text("""
 """).bindparams(bindparam("body", type_=JSONB))
 
 
+_REACHED = text("""
+    SELECT threshold FROM jobs, unnest(progress_at) AS threshold
+    WHERE id = :id AND endpoint_id IS NOT NULL
+      AND (cached + computed + failed) * 100 >= threshold * distinct_inputs
+    ORDER BY threshold
+""")
+
+
 def announce(connection: Connection, job_id: UUID, event: Event, percent: int | None = None) -> None:
     """Note that the job's callback is to hear of an event; nothing where it has none, or was told already."""
     wanted = connection.execute(
@@ -28,3 +36,9 @@ def announce(connection: Connection, job_id: UUID, event: Event, percent: int | 
         _ANNOUNCE,
         {"job_id": job_id, "event": str(event), "percent": percent, "body": body.model_dump(mode="json")},
     )
+
+
+def announce_progress(connection: Connection, job_id: UUID) -> None:
+    """Announce each percentage that the caller chose and that the job has reached, once."""
+    for percent in connection.execute(_REACHED, {"id": job_id}).scalars().all():
+        announce(connection, job_id, Event.PROGRESS, percent)

@@ -6,12 +6,13 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Row, bindparam, text
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy import Connection, Row, SmallInteger, bindparam, text
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from contracts.errors import JobNotFound, WrongState
 from contracts.jobs import JobCounts, JobInfo, JobStats
 from contracts.states import JobState, Priority
+from storage import locks
 
 _SELECT = """
     SELECT jobs.*, targets.params, models.name AS model_name, models.version AS model_version, models.task
@@ -64,8 +65,12 @@ def get(connection: Connection, job_id: UUID) -> JobInfo:
     """
     row = connection.execute(text(_SELECT + "WHERE jobs.id = :id"), {"id": job_id}).first()
     if row is None:
-        raise JobNotFound(f"no job {job_id}; `batchmill jobs list` shows those that exist")
+        raise _not_found(job_id)
     return _info(row)
+
+
+def _not_found(job_id: UUID) -> JobNotFound:
+    return JobNotFound(f"no job {job_id}; `batchmill jobs list` shows those that exist")
 
 
 def list_newest(connection: Connection, *, states: Sequence[JobState] = (), limit: int = 50) -> list[JobInfo]:
@@ -97,28 +102,57 @@ def key_holder(connection: Connection, idempotency_key: str) -> KeyHolder | None
     return None if row is None else KeyHolder(row.id, bytes(row.content_digest))
 
 
+@dataclass(frozen=True)
+class Listener:
+    """Who hears of a job's events."""
+
+    url: str
+    endpoint_id: int
+    progress_at: tuple[int, ...] = ()
+    """Percentages at which `job.progress` is announced, ascending."""
+
+
 def open_job(
-    connection: Connection, *, target_id: int, pool: str, priority: Priority, metadata: Mapping[str, Any]
+    connection: Connection,
+    *,
+    target_id: int,
+    pool: str,
+    priority: Priority,
+    metadata: Mapping[str, Any],
+    listener: Listener | None = None,
 ) -> UUID:
     """A new job that receives items."""
     statement = text("""
-        INSERT INTO jobs (target_id, pool, state, priority, metadata)
-        VALUES (:target_id, :pool, 'receiving', :priority, :metadata) RETURNING id
-    """).bindparams(bindparam("metadata", type_=JSONB))
-    values = {"target_id": target_id, "pool": pool, "priority": priority.rank, "metadata": dict(metadata)}
+        INSERT INTO jobs (target_id, pool, state, priority, metadata, callback_url, endpoint_id, progress_at)
+        VALUES (:target_id, :pool, 'receiving', :priority, :metadata, :callback_url, :endpoint_id, :progress_at)
+        RETURNING id
+    """).bindparams(bindparam("metadata", type_=JSONB), bindparam("progress_at", type_=ARRAY(SmallInteger)))
+    values = {
+        "target_id": target_id,
+        "pool": pool,
+        "priority": priority.rank,
+        "metadata": dict(metadata),
+        "callback_url": listener and listener.url,
+        "endpoint_id": listener and listener.endpoint_id,
+        "progress_at": list(listener.progress_at) if listener else [],
+    }
     job_id: UUID = connection.execute(statement, values).scalar_one()
     return job_id
 
 
 def count_received(connection: Connection, job_id: UUID, lines: int) -> None:
-    """Note that lines of a chunk were added.
+    """Note that lines of a chunk are added; no purge runs from here to the end of the transaction.
+
+    The moment is taken once purges are kept out, so that one that began at T finds every item added since in the jobs
+    that received something at T or later.
 
     Raises:
         WrongState: The job is not being received: it was taken for abandoned, and removed.
     """
+    locks.share_with_purge(connection)
     found = connection.execute(
         text("""
-            UPDATE jobs SET items = items + :lines, received_at = now()
+            UPDATE jobs SET items = items + :lines, received_at = clock_timestamp()
             WHERE id = :id AND state = 'receiving' RETURNING id
         """),
         {"id": job_id, "lines": lines},
@@ -167,9 +201,15 @@ def lock(connection: Connection, job_id: UUID) -> JobState:
 
     Returns:
         Its state, which no one else changes now.
+
+    Raises:
+        JobNotFound: There is none of that id.
     """
     statement = text("SELECT state FROM jobs WHERE id = :id FOR NO KEY UPDATE")
-    return JobState(connection.execute(statement, {"id": job_id}).scalar_one())
+    state = connection.execute(statement, {"id": job_id}).scalar_one_or_none()
+    if state is None:
+        raise _not_found(job_id)
+    return JobState(state)
 
 
 def target_id(connection: Connection, job_id: UUID) -> int:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Connection, text
 
+from contracts.errors import JobNotFound
 from storage.bulk import fetch_binary
 
 
@@ -44,11 +45,12 @@ def _page_query(column: str) -> str:
     """
     joined = "array_agg(output::text)" if column == "output" else f"string_agg({_SEND[column]}({column}), ''::bytea)"
     return f"""
-        SELECT count(*), array_agg(custom_id), {joined}, array_agg({column} IS NOT NULL),
+        SELECT count(*), array_agg(input_id), array_agg(custom_id), {joined}, array_agg({column} IS NOT NULL),
                array_agg(position) FILTER (WHERE code IS NOT NULL), array_agg(code) FILTER (WHERE code IS NOT NULL),
-               array_agg(message) FILTER (WHERE code IS NOT NULL), array_agg(cached), array_agg(truncated)
+               array_agg(message) FILTER (WHERE code IS NOT NULL), array_agg(cached), array_agg(truncated),
+               EXISTS (SELECT FROM jobs WHERE jobs.id = %(job_id)s)
         FROM (
-            SELECT items.position, items.custom_id, result.{column}, error.code, error.message,
+            SELECT items.position, items.input_id, items.custom_id, result.{column}, error.code, error.message,
                    result.input_id IS NOT NULL AND items.job_id IS DISTINCT FROM
                        (SELECT shards.job_id FROM shards WHERE shards.id = result.shard_id) AS cached,
                    coalesce(result.truncated, false) AS truncated
@@ -68,23 +70,46 @@ def _page_query(column: str) -> str:
     """
 
 
-def read(connection: Connection, *, job_id: UUID, target_id: int, column: str, start: int, stop: int) -> Page:
+def read(
+    connection: Connection,
+    *,
+    job_id: UUID,
+    target_id: int,
+    column: str,
+    start: int,
+    stop: int,
+    withheld: NDArray[np.int64] | None = None,
+) -> Page:
     """The items of a job at positions `start` to `stop - 1`, with what is known of them.
 
     Where the job has an error, a result that another job got is not looked at.
+
+    Args:
+        connection: In a transaction.
+        job_id: A job that is terminal.
+        target_id: What it computed.
+        column: Of `results`: where the outputs are.
+        start: The first position.
+        stop: The position after the last.
+        withheld: Inputs whose results are not the job's, as the function `withheld` gives them.
+
+    Raises:
+        JobNotFound: A purge removed the job.
     """
-    count, custom_ids, raw, present, failed, codes, messages, cached, truncated = fetch_binary(
+    count, input_ids, custom_ids, raw, present, failed, codes, messages, cached, truncated, there = fetch_binary(
         connection,
         _page_query(column),
         {"job_id": job_id, "target_id": target_id, "start": start, "stop": stop},
     )
+    if not there:  # what is left of its items does not count
+        raise JobNotFound(f"job {job_id} was removed while it was being read")
     errors: list[tuple[str, str] | None] = [None] * count
     for position, code, message in zip(failed or (), codes or (), messages or (), strict=True):
         errors[position - start] = (code, message)
     has_output = np.array(present or (), np.bool_)
     outputs: NDArray[Any] | list[str | None]
     outputs = (raw or []) if column == "output" else _decode_vectors(raw or b"", has_output, column)
-    return Page(
+    page = Page(
         positions=np.arange(start, start + count),
         custom_ids=custom_ids or [],
         outputs=outputs,
@@ -93,6 +118,45 @@ def read(connection: Connection, *, job_id: UUID, target_id: int, column: str, s
         cached=np.array(cached or (), np.bool_),
         truncated=np.array(truncated or (), np.bool_),
     )
+    if withheld is not None and count:
+        _withhold(page, _among(np.array(input_ids, np.int64), withheld))
+    return page
+
+
+def withheld(connection: Connection, job_id: UUID) -> NDArray[np.int64]:
+    """The inputs of a job's cancelled shards, ascending: what a job that ended early says nothing of.
+
+    Such an input may have a result, from a shard that was cut short or of another job, and may get one at any time;
+    what a terminal job says of its items does not change.
+    """
+    # An array's binary form: 20 bytes of header, then each element with its length before it.
+    rows = connection.execute(
+        text("SELECT array_send(input_ids) FROM shards WHERE job_id = :job_id AND state = 'cancelled'"),
+        {"job_id": job_id},
+        execution_options={"stream_results": True, "yield_per": 100},
+    )
+    element = np.dtype([("length", ">i4"), ("value", ">i8")])
+    parts = [np.frombuffer(raw, element, offset=20)["value"].astype(np.int64) for raw in rows.scalars()]
+    return np.sort(np.concatenate(parts)) if parts else np.empty(0, np.int64)
+
+
+def _among(values: NDArray[np.int64], ascending: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which of the values are among the others."""
+    if len(ascending) == 0:
+        return np.zeros(len(values), np.bool_)
+    places = np.minimum(np.searchsorted(ascending, values), len(ascending) - 1)
+    return np.asarray(ascending[places] == values)
+
+
+def _withhold(page: Page, which: NDArray[np.bool_]) -> None:
+    """Take the results of entries out of a page."""
+    if isinstance(page.outputs, list):
+        for index in np.flatnonzero(which).tolist():
+            page.outputs[index] = None
+    else:
+        page.outputs[which] = 0
+    for flags in (page.present, page.cached, page.truncated):
+        flags[which] = False
 
 
 def _decode_vectors(raw: bytes, present: NDArray[np.bool_], column: str) -> NDArray[Any]:
@@ -106,7 +170,7 @@ def _decode_vectors(raw: bytes, present: NDArray[np.bool_], column: str) -> NDAr
         stored = np.dtype(_VECTOR[column])
         values: NDArray[Any] = np.ascontiguousarray(body).view(stored).astype(stored.newbyteorder("="))
     else:
-        values = np.ascontiguousarray(body)
+        values = body.copy()
     if present.all() and len(present):
         return values
     matrix = np.zeros((len(present), values.shape[1]), values.dtype)

@@ -1,5 +1,6 @@
 """Sealing: a job that was received whole is cut into shards and becomes visible to workers."""
 
+from datetime import timedelta
 from uuid import UUID
 
 from sqlalchemy import Connection, text
@@ -54,12 +55,21 @@ _SEAL = text("""
             (SELECT min(service) FROM jobs AS other
              WHERE other.state IN ('queued', 'running') AND other.pool = jobs.pool
                AND other.priority = jobs.priority), 0),
-        queued_at = now(), finished_at = CASE WHEN :open_shards = 0 THEN now() END
+        queued_at = now(), expires_at = now() + CAST(:expires_in AS interval),
+        finished_at = CASE WHEN :open_shards = 0 THEN now() END
     WHERE id = :job_id AND state = 'receiving'
 """)
 
 
-def seal(connection: Connection, job_id: UUID, target_id: int, *, shard_tokens: int, shard_inputs: int) -> int:
+def seal(
+    connection: Connection,
+    job_id: UUID,
+    target_id: int,
+    *,
+    shard_tokens: int,
+    shard_inputs: int,
+    expires_in: timedelta | None = None,
+) -> int:
     """Receiving -> queued, or succeeded when every input has a result already.
 
     Distinct inputs without a result are sorted by length and cut into shards.
@@ -70,6 +80,7 @@ def seal(connection: Connection, job_id: UUID, target_id: int, *, shard_tokens: 
         target_id: What it computes.
         shard_tokens: Estimated tokens (four bytes each) after which a shard ends.
         shard_inputs: Inputs after which a shard ends.
+        expires_in: How long from now the job may take; as long as it takes when not given.
 
     Returns:
         The number of shards.
@@ -112,8 +123,11 @@ def seal(connection: Connection, job_id: UUID, target_id: int, *, shard_tokens: 
             "cached": cached,
             "truncated": truncated,
             "open_shards": shards,
+            "expires_in": expires_in,
         },
     )
+    if cached:
+        events.announce_progress(connection, job_id)
     if shards == 0:
         events.announce(connection, job_id, Event.COMPLETED)
     return int(shards)

@@ -149,6 +149,7 @@ jobs = Table(
         postgresql_where=text("state IN ('queued', 'running')"),
     ),
     Index("jobs_receiving_idx", "received_at", postgresql_where=text("state = 'receiving'")),
+    Index("jobs_received_at_idx", "received_at"),  # what a purge asks for while submissions wait
     Index("jobs_created_at_idx", "created_at"),
 )
 
@@ -198,6 +199,7 @@ shards = Table(
     Index("shards_leased_idx", "lease_expires_at", postgresql_where=text("state = 'leased'")),
     Index("shards_job_id_idx", "job_id"),
     Index("shards_alone_idx", "job_id", postgresql_where=text("state = 'queued' AND alone")),
+    Index("shards_parent_id_idx", "parent_id", postgresql_where=text("parent_id IS NOT NULL")),
 )
 
 results = Table(
@@ -222,7 +224,7 @@ batch_budgets = Table(
     Column("model_id", BigInteger, ForeignKey("models.id", ondelete="CASCADE"), primary_key=True),
     Column("device", Text, primary_key=True),
     Column("budget_tokens", Integer, nullable=False),
-    Column("ceiling_tokens", Integer),  # a pass of so many ran out of memory
+    Column("ceiling_tokens", Integer),  # passes of more ran out of memory
     Column("tokens_per_second", Double, nullable=False),
     _time("measured_at", default=True),
 )
@@ -290,7 +292,7 @@ schedule_runs = Table(
     metadata,
     Column("schedule_id", BigInteger, ForeignKey("schedules.id", ondelete="CASCADE"), primary_key=True),
     Column("due_at", DateTime(timezone=True), primary_key=True),
-    Column("job_id", UUID, ForeignKey("jobs.id", ondelete="SET NULL")),
+    Column("job_id", UUID, ForeignKey("jobs.id", ondelete="SET NULL"), index=True),
     _time("created_at", default=True),
 )
 
@@ -302,4 +304,12 @@ compression_steps = Table(
     Column("step", JSONB, nullable=False),
     Column("artifact", JSONB),
     _time("finished_at"),
+)
+
+chores = Table(
+    "chores",
+    metadata,
+    # What is done now and then, by whichever worker's tick finds it due.
+    Column("name", Text, primary_key=True),
+    Column("due_at", DateTime(timezone=True), nullable=False),
 )

@@ -14,10 +14,11 @@ from contracts.models import ModelSpec
 from contracts.names import DEFAULT_POOL
 from contracts.params import parse_params
 from contracts.states import Priority
-from storage import inputs, jobs, models, results, sealing, shards
+from storage import claims, inputs, jobs, models, results, sealing, shards
+from storage.counting import ShardOutcome
 from storage.database import Database
 from storage.inputs import Line
-from storage.shards import Lease, ShardOutcome
+from storage.shards import Lease
 
 MINUTE = timedelta(minutes=1)
 
@@ -62,9 +63,19 @@ def append(database: Database, job_id: UUID, lines: Sequence[Line]) -> None:
         inputs.append(connection, job_id, lines)
 
 
-def seal(database: Database, job_id: UUID, target_id: int, *, tokens: int = 10**6, per_shard: int = 1000) -> int:
+def seal(
+    database: Database,
+    job_id: UUID,
+    target_id: int,
+    *,
+    tokens: int = 10**6,
+    per_shard: int = 1000,
+    expires_in: timedelta | None = None,
+) -> int:
     with database.transaction() as connection:
-        return sealing.seal(connection, job_id, target_id, shard_tokens=tokens, shard_inputs=per_shard)
+        return sealing.seal(
+            connection, job_id, target_id, shard_tokens=tokens, shard_inputs=per_shard, expires_in=expires_in
+        )
 
 
 def submit(
@@ -85,7 +96,7 @@ def submit(
 
 def claim(database: Database, *, pool: str = DEFAULT_POOL, lease: timedelta = MINUTE, **how: Any) -> Lease | None:
     with database.transaction() as connection:
-        return shards.claim(connection, pool=pool, worker="test", lease=lease, **how)
+        return claims.claim(connection, pool=pool, worker="test", lease=lease, **how)
 
 
 def claimed(database: Database, **how: Any) -> Lease:
@@ -125,6 +136,12 @@ def finish(
     store(database, lease.target_id, lease.shard_id, good, truncated=truncated)
     with database.transaction() as connection:
         return shards.close(connection, lease, ShardOutcome(errors))
+
+
+def expire(database: Database, *leases: Lease) -> None:
+    """Let leases run out, as a worker's death would."""
+    statement = "UPDATE shards SET lease_expires_at = now() - interval '1 second' WHERE token = ANY(:tokens)"
+    execute(database, statement, tokens=[lease.token for lease in leases])
 
 
 def query(database: Database, statement: str, **values: Any) -> list[Any]:

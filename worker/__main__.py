@@ -8,15 +8,18 @@ from tenacity import Retrying, before_sleep_log, retry_if_exception_type, stop_a
 from contracts.errors import BatchmillError, DatabaseUnavailable
 from contracts.settings import Settings, load_settings
 from storage.database import Database
+from worker import hardware
 from worker.app import build
+from worker.leaving import Departure
 
 log = logging.getLogger("worker")
 
 
-def run(settings: Settings) -> None:
-    """Work until SIGTERM or SIGINT."""
+def run(settings: Settings) -> int:
+    """Work until SIGTERM or SIGINT, or until the process finds itself cut off; the exit code."""
     # The thread that drives the model gives way to Python in others; a long turn of theirs would leave it waiting.
     sys.setswitchinterval(0.0005)
+    departure = Departure()
     with Database(str(settings.database_url), pool_size=settings.slots + 3) as database:
         for attempt in Retrying(
             retry=retry_if_exception_type(DatabaseUnavailable),
@@ -26,7 +29,7 @@ def run(settings: Settings) -> None:
             reraise=True,
         ):
             with attempt:
-                app = build(settings, database)
+                app = build(settings, database, hardware.detect(settings), departure)
         app.worker_main(
             [
                 "--quiet",
@@ -39,6 +42,7 @@ def run(settings: Settings) -> None:
                 f"--hostname={settings.pool}@%h.{id(app) & 0xFFFF:x}",
             ]
         )
+    return departure.exit_code
 
 
 def main() -> int:
@@ -46,11 +50,10 @@ def main() -> int:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     log.setLevel(logging.INFO)
     try:
-        run(load_settings())
+        return run(load_settings())
     except BatchmillError as error:
         log.error("%s: %s", error.code, error)
         return 1
-    return 0
 
 
 if __name__ == "__main__":

@@ -78,6 +78,10 @@ class MicroBatcher:
         """The padded tokens that a micro-batch of the target holds; a longer row goes alone."""
         self._budgets[target] = tokens
 
+    def lower_budget(self, target: Hashable, tokens: int) -> None:
+        """The padded tokens that a micro-batch of the target holds at most from now on."""
+        self._budgets[target] = min(self._budgets[target], tokens)
+
     def add(self, block: Block, now: float) -> None:
         """Take a block in."""
         block.arrived = now

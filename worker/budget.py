@@ -1,9 +1,11 @@
 """The token budget of a model on a device, measured: how many padded tokens a forward pass should hold."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from contracts.errors import ModelLoadFailed
 from storage.budgets import Budget
@@ -25,40 +27,86 @@ SLACK = 0.92
 """The smallest budget that reaches this share of the best speed is taken: small passes wait less."""
 
 
-def measure(engine: Engine, params: Mapping[str, Any], clock: Callable[[], float] = time.perf_counter) -> Budget:
+def measure(
+    engine: Engine,
+    params: Mapping[str, Any],
+    begin_pass: Callable[[], None] = lambda: None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Budget:
     """Double the tokens of a pass until it gets no faster; the best of several passes counts for each size.
 
     Padding and batch size trade against each other differently on every processor, so that a guess costs: on two
-    cores with AVX-512 the best budget of a small encoder is about 2,000 tokens, and 32,000 lose a third.
+    cores with AVX-512 the best budget of a small encoder is about 2,000 tokens, and 32,000 lose a third. Where memory
+    does not even hold the smallest pass, halves of it are tried.
+
+    Args:
+        engine: Computes rows that it makes up.
+        params: Of its task.
+        begin_pass: Called before each pass; what it raises ends the search.
+        clock: In seconds.
 
     Raises:
         ModelLoadFailed: Not even the smallest pass succeeds.
     """
-    speeds: dict[int, float] = {}
-    tokens, declines = SMALLEST, 0
-    while tokens <= LARGEST:
-        try:
-            if not speeds:  # the first pass pays for what libraries put off until then
-                engine.run(engine.synthetic(LENGTH, 1), params)
-            rows = engine.synthetic(LENGTH, max(tokens // LENGTH, 1))
-            fastest = min(_seconds(engine, rows, params, clock) for _ in range(PASSES))
-        except (RuntimeError, MemoryError) as error:  # torch's own for a full memory is a RuntimeError
-            if not speeds:
-                reason = (str(error).strip().splitlines() or ["no reason given"])[0]
-                raise ModelLoadFailed(f"its first pass failed: {type(error).__name__}: {reason}") from error
-            log.info("%d tokens do not go through the model: %s", tokens, error)
-            break
-        speeds[tokens] = tokens / fastest
-        declines = declines + 1 if speeds[tokens] < 0.9 * max(speeds.values()) else 0
-        if fastest > PATIENCE or declines == DECLINES:
+    attempt = partial(_attempt, engine, params, begin_pass, clock)
+    # The first pass pays for what libraries put off until then.
+    trial = attempt(LENGTH, 1)
+    tokens, ceiling = SMALLEST, None
+    if trial.seconds is not None:
+        while (trial := attempt(tokens, PASSES)).full and tokens > LENGTH:
+            tokens = ceiling = tokens // 2
+    if trial.seconds is None:
+        raise ModelLoadFailed(f"its first pass failed: {trial.failure}")
+    speeds = {tokens: tokens / trial.seconds}
+    declines = 0
+    while ceiling is None and tokens < LARGEST and trial.seconds <= PATIENCE and declines < DECLINES:
+        trial = attempt(2 * tokens, PASSES)
+        if trial.seconds is None:
+            ceiling = tokens
             break
         tokens *= 2
+        speeds[tokens] = tokens / trial.seconds
+        declines = declines + 1 if speeds[tokens] < 0.9 * max(speeds.values()) else 0
+    if ceiling is not None:
+        log.info("passes of more than %d tokens do not go through the model", ceiling)
     best = max(speeds.values())
     chosen = min(tokens for tokens, speed in speeds.items() if speed >= SLACK * best)
-    return Budget(tokens=chosen, tokens_per_second=speeds[chosen])
+    return Budget(tokens=chosen, tokens_per_second=speeds[chosen], ceiling=ceiling)
 
 
-def _seconds(engine: Engine, rows: list[Any], params: Mapping[str, Any], clock: Callable[[], float]) -> float:
-    begin = clock()
-    engine.run(rows, params)
-    return clock() - begin + OVERHEAD
+class _Trial(NamedTuple):
+    seconds: float | None
+    """Of the fastest pass; None where one raised."""
+    failure: str = ""
+    full: bool = False
+    """Whether it raised because memory was full."""
+
+
+def _attempt(
+    engine: Engine,
+    params: Mapping[str, Any],
+    begin_pass: Callable[[], None],
+    clock: Callable[[], float],
+    tokens: int,
+    passes: int,
+) -> _Trial:
+    """Passes of one size, fewer when one takes long."""
+    fastest = math.inf
+    try:
+        rows = engine.synthetic(LENGTH, max(tokens // LENGTH, 1))
+        for _ in range(passes):
+            begin_pass()
+            begin = clock()
+            engine.run(rows, params)
+            seconds = clock() - begin + OVERHEAD
+            fastest = min(fastest, seconds)
+            if seconds > PATIENCE:
+                break
+        return _Trial(fastest)
+    except (RuntimeError, MemoryError) as error:  # torch's own for a full memory is a RuntimeError
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+        trial = _Trial(None, f"{type(error).__name__}: {reason}", engine.ran_out_of_memory(error))
+    # Not sooner: an exception that is being handled keeps the tensors of the pass alive.
+    if trial.full:
+        engine.free_memory()
+    return trial

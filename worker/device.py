@@ -6,7 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -14,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contracts.errors import ItemFailed
+from contracts.models import TargetSpec
 from worker.batcher import Block, MicroBatch, MicroBatcher
 from worker.engines.base import Output
 from worker.forward import forward
+from worker.outputs import OutputForm
 from worker.shards import HeldShard
 from worker.vital import vital_thread
 
@@ -54,8 +56,14 @@ class Device:
         self._deliver = deliver
         self._batcher = MicroBatcher()
         self._shards: dict[Block, HeldShard] = {}
+        self._ceilings: dict[int, int] = {}
+        """By model: the most padded tokens of a pass, where memory was too small for more."""
+        self._forms: dict[int, OutputForm] = {}
+        """By target."""
+        self._pass_began: float | None = None
         self._calls: deque[tuple[Callable[[], object], Future[object]]] = deque()
         self._changed = threading.Condition()
+        self._draining = False
         self._stopping = False
         self._thread = vital_thread("device", self._loop)
 
@@ -67,11 +75,11 @@ class Device:
         """Run a function on the device's thread, between micro-batches; its result, or what it raised.
 
         Raises:
-            CancelledError: The device stops.
+            CancelledError: The device drains.
         """
         future: Future[object] = Future()
         with self._changed:
-            if self._stopping:
+            if self._draining:
                 future.cancel()
             else:
                 self._calls.append((function, future))
@@ -81,12 +89,16 @@ class Device:
     def submit(self, shard: HeldShard, budget_tokens: int) -> None:
         """Take a shard in; its `finished` event is set once each row has a stored result or a known error."""
         with self._changed:
+            if self._draining:
+                shard.abandon()
+                return
             self._follow(shard)
             if len(shard.input_ids) == 0:
                 shard.finished.set()
                 return
             self._shards[shard.block] = shard
-            self._batcher.set_budget(shard.block.target, budget_tokens)
+            ceiling = self._ceilings.get(shard.target.model.id, budget_tokens)
+            self._batcher.set_budget(shard.block.target, min(budget_tokens, ceiling))
             self._batcher.add(shard.block, time.monotonic())
             self._changed.notify()
 
@@ -123,23 +135,41 @@ class Device:
                 self._batcher.drop(block)
                 del self._shards[block]
 
+    def drain(self) -> None:
+        """Let go all shards and calls that are held, and those still to come; what is in flight is finished."""
+        with self._changed:
+            self._draining = True
+            while self._calls:
+                self._calls.popleft()[1].cancel()
+        self.abandon(lambda _: True)
+
     def stop(self) -> None:
-        """End after the micro-batch in flight; calls that were not reached are cancelled."""
+        """Drain, and end after the micro-batch in flight."""
+        self.drain()
         with self._changed:
             self._stopping = True
             self._changed.notify()
         self._thread.join()
 
-    def _loop(self) -> None:
-        try:
-            self._run()
-        finally:  # also when it dies: whoever waits for a call must not wait for ever
-            with self._changed:
-                self._stopping = True
-                for _, future in self._calls:
-                    future.cancel()
+    def checkpoint(self) -> None:
+        """To be called by a function on the device's thread before each forward pass of its own.
 
-    def _run(self) -> None:
+        Raises:
+            CancelledError: The device drains.
+        """
+        if self._draining:
+            raise CancelledError
+        self._begin_pass()
+
+    def _begin_pass(self) -> None:
+        self._pass_began = time.monotonic()
+
+    def stalled_for(self) -> float:
+        """Seconds since the pass in flight began; 0 when there is none."""
+        began = self._pass_began
+        return 0.0 if began is None else time.monotonic() - began
+
+    def _loop(self) -> None:
         # The threads that feed the device, and Postgres and clients on the same machine, need little and at once: they
         # go before arithmetic. On Linux this holds for this thread, and the threads of the library that it starts.
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
@@ -151,11 +181,13 @@ class Device:
                 if self._stopping:
                     return
                 call = self._calls.popleft() if self._calls else None
+            self._begin_pass()
             if call is not None:
                 self._run_call(*call)
             else:
                 assert batch is not None
                 self._deliver(self._compute(*batch))
+            self._pass_began = None
 
     def _next(self) -> tuple[MicroBatch, list[HeldShard]] | None:
         batch = self._batcher.next(time.monotonic())
@@ -170,11 +202,14 @@ class Device:
 
     def _compute(self, batch: MicroBatch, shards: list[HeldShard]) -> list[Computed]:
         rows = [shard.rows[row] for part, shard in zip(batch.parts, shards, strict=True) for row in part.rows.tolist()]
-        result = forward(shards[0].engine, rows, shards[0].target.params)
+        target = shards[0].target
+        result = forward(shards[0].engine, rows, target.params, self._form(target), self._begin_pass)
         places = np.array(result.places, dtype=np.int64)
         computed = []
         start = 0
         with self._changed:
+            if result.fitting is not None:
+                self._lower_ceiling(target, result.fitting * batch.padded_tokens // len(rows), shards)
             for part, shard in zip(batch.parts, shards, strict=True):
                 stop = start + len(part.rows)
                 mine = slice(*np.searchsorted(places, [start, stop]).tolist())
@@ -197,3 +232,18 @@ class Device:
                 )
                 start = stop
         return computed
+
+    def _form(self, target: TargetSpec) -> OutputForm:
+        if target.id not in self._forms:
+            self._forms[target.id] = OutputForm(target.model.task, target.params)
+        return self._forms[target.id]
+
+    def _lower_ceiling(self, target: TargetSpec, tokens: int, shards: list[HeldShard]) -> None:
+        """Let passes of the model hold no more than this; the shards tell it to the database when they are closed."""
+        log.warning("%s: a pass ran out of memory, they hold at most %d tokens now", target.model.reference, tokens)
+        self._ceilings[target.model.id] = tokens
+        for held in self._shards.values():
+            if held.target.model.id == target.model.id:
+                self._batcher.lower_budget(held.target.id, tokens)
+        for shard in shards:
+            shard.ceiling_tokens = tokens

@@ -1,21 +1,16 @@
 """One forward pass, with a failure pinned on the row that caused it."""
 
 import logging
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
-from contracts.canonical import canonicalize
-from contracts.errors import InvalidInput, ItemFailed
+from contracts.errors import ItemFailed
 from worker.engines.base import Engine, Output, Row
+from worker.outputs import OutputForm, joined, unfit
 
 log = logging.getLogger(__name__)
-
-_NON_FINITE = "the model gave NaN or infinity for this input"
-_NOT_A_NUMBER = re.compile(r"\bNaN\b|infinit", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -28,74 +23,100 @@ class Forward:
     """None when no row succeeded."""
     errors: dict[int, ItemFailed]
     """By place."""
+    fitting: int | None
+    """Where memory was too small for a pass, the most rows of it that went through at once."""
 
 
-def forward(engine: Engine, rows: Sequence[Row], params: Mapping[str, Any]) -> Forward:
-    """Compute rows; halves of a micro-batch that raises are tried apart, until the row that raises stands alone."""
-    parts: list[tuple[list[int], Output]] = []
-    errors: dict[int, ItemFailed] = {}
-    trials = [list(range(len(rows)))]
-    while trials:
-        places = trials.pop()
-        try:
-            outputs = engine.run([rows[place] for place in places], params)
-            if len(outputs) != len(places):
-                raise RuntimeError(f"the engine gave {len(outputs)} outputs for {len(places)} inputs")
-        except Exception as error:  # whatever an engine raises is the row's to answer for
-            if len(places) == 1:
-                errors[places[0]] = _item_failed(error)
-                log.info("an input fails alone: %s", errors[places[0]])
-            else:
-                half = len(places) // 2
-                trials += [places[half:], places[:half]]
-        else:
-            parts.append(_keep_good(places, outputs, errors))
+def forward(
+    engine: Engine,
+    rows: Sequence[Row],
+    params: Mapping[str, Any],
+    form: OutputForm,
+    begin_pass: Callable[[], None] = lambda: None,
+) -> Forward:
+    """Compute rows; halves of a micro-batch that raises are tried apart, until the row that raises stands alone.
+
+    Args:
+        engine: Computes them.
+        rows: As its `prepare` made them.
+        params: The target's.
+        form: The target's.
+        begin_pass: Called before each pass.
+    """
+    search = _Search(engine, rows, params, form, begin_pass)
+    search.compute(range(len(rows)))
+    if search.causes:
+        # Not what the engine says: that may quote an input. It is kept with the item.
+        causes = ", ".join(f"{count} {cause}" for cause, count in search.causes.most_common())
+        log.info("of %d inputs in a micro-batch, some fail alone: %s", len(rows), causes)
     return Forward(
-        places=[place for places, _ in parts for place in places],
-        outputs=_join([outputs for places, outputs in parts if places]),
-        errors=errors,
+        places=[place for places, _ in search.parts for place in places],
+        outputs=joined([outputs for places, outputs in search.parts if places]),
+        errors=search.errors,
+        fitting=search.fitting,
     )
 
 
-def _item_failed(error: Exception) -> ItemFailed:
+@dataclass
+class _Search:
+    engine: Engine
+    rows: Sequence[Row]
+    params: Mapping[str, Any]
+    form: OutputForm
+    begin_pass: Callable[[], None]
+    parts: list[tuple[Sequence[int], Output]] = field(default_factory=list)
+    """Places that succeeded with their outputs, ascending."""
+    errors: dict[int, ItemFailed] = field(default_factory=dict)
+    causes: Counter[str] = field(default_factory=Counter)
+    fitting: int | None = None
+
+    def compute(self, trial: range) -> tuple[int, bool]:
+        """The most of these rows that went through at once, and whether one does not fit into memory by itself."""
+        self.begin_pass()
+        try:
+            outputs = self.engine.run(self.rows[trial.start : trial.stop], self.params)
+            self.form.check(outputs, len(trial))
+        except Exception as error:  # whatever an engine raises is the row's to answer for
+            full = self.engine.ran_out_of_memory(error)
+            failed = _item_failed(error, full)
+            cause = f"{failed.item_code} ({type(error).__name__})"
+        else:
+            self._keep(trial, outputs)
+            return len(trial), False
+        # Not sooner: an exception that is being handled keeps the tensors of the pass alive.
+        if full:
+            self.engine.free_memory()
+        if len(trial) == 1:
+            self.errors[trial.start] = failed
+            self.causes[cause] += 1
+            return 0, full
+        half = len(trial) // 2
+        (first, first_unfit), (second, second_unfit) = self.compute(trial[:half]), self.compute(trial[half:])
+        most, unfit_alone = max(first, second), first_unfit or second_unfit
+        # A pass with a row that does not even fit by itself says nothing of how many others do.
+        if full and most and not unfit_alone:
+            self.fitting = max(self.fitting or 0, most)
+        return most, unfit_alone
+
+    def _keep(self, trial: range, outputs: Output) -> None:
+        """Note the outputs that can be stored; the others become errors."""
+        bad = unfit(outputs)
+        if not bad:
+            self.parts.append((trial, outputs))
+            return
+        self.errors.update({trial[index]: error for index, error in bad.items()})
+        self.causes.update(error.item_code for error in bad.values())
+        kept = [index for index in range(len(trial)) if index not in bad]
+        remaining = [outputs[index] for index in kept] if isinstance(outputs, list) else outputs[kept]
+        self.parts.append(([trial[index] for index in kept], remaining))
+
+
+def _item_failed(error: Exception, full: bool) -> ItemFailed:
+    """What is kept with an item that raised by itself; a new error, as a raised one keeps its pass's tensors alive."""
     if isinstance(error, ItemFailed):
-        return error
+        return ItemFailed(error.item_code, error.message)
     reason = (str(error).strip().splitlines() or ["no message"])[0]
-    return ItemFailed("engine_error", f"{type(error).__name__}: {reason}"[:2000])
-
-
-def _keep_good(places: list[int], outputs: Output, errors: dict[int, ItemFailed]) -> tuple[list[int], Output]:
-    """The outputs that can be stored, with their places; the others become errors."""
-    bad = _unfit(outputs)
-    if not bad:
-        return places, outputs
-    errors.update({places[index]: error for index, error in bad.items()})
-    kept = [index for index in range(len(places)) if index not in bad]
-    remaining = [outputs[index] for index in kept] if isinstance(outputs, list) else outputs[kept]
-    return [places[index] for index in kept], remaining
-
-
-def _unfit(outputs: Output) -> dict[int, ItemFailed]:
-    """By index: outputs with a NaN or an infinity, or that are no JSON that Postgres can hold."""
-    if isinstance(outputs, list):
-        return {index: error for index, value in enumerate(outputs) if (error := _unfit_json(value)) is not None}
-    if outputs.dtype == np.uint8:
-        return {}
-    infinite = np.flatnonzero(~np.isfinite(outputs).all(axis=1))
-    return {index: ItemFailed("non_finite", _NON_FINITE) for index in infinite.tolist()}
-
-
-def _unfit_json(value: Any) -> ItemFailed | None:
-    try:
-        canonicalize(value)
-    except InvalidInput as error:
-        return ItemFailed("non_finite" if _NOT_A_NUMBER.search(error.reason) else "invalid_output", error.reason)
-    return None
-
-
-def _join(outputs: list[Output]) -> Output | None:
-    if len(outputs) <= 1:
-        return outputs[0] if outputs else None
-    if isinstance(outputs[0], list):
-        return [value for part in outputs for value in part]
-    return np.concatenate(outputs)
+    said = f"{type(error).__name__}: {reason}"
+    if full:
+        return ItemFailed("out_of_memory", f"it does not fit into memory by itself: {said}")
+    return ItemFailed("engine_error", said)

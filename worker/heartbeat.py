@@ -1,7 +1,8 @@
-"""The thread that renews leases, and notices those that were lost."""
+"""The thread that renews leases, notices those that were lost, and a device that is stuck."""
 
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -12,18 +13,29 @@ from storage import shards
 from storage.database import Database
 from storage.shards import Lease
 from worker.device import Device
-from worker.vital import vital_thread
+from worker.vital import end_process, vital_thread
 
 log = logging.getLogger(__name__)
 
+LOOK_SECONDS = 1.0
+"""How often it looks whether leases are still valid: a job that was cancelled stops within so long."""
+
 
 class Heartbeat:
-    """Renews the leases that the process holds, three times in the life of one."""
+    """Renews the leases that the process holds, three times in the life of one.
 
-    def __init__(self, database: Database, device: Device, lease: timedelta) -> None:
+    Args:
+        database: Where the leases are.
+        device: Told of leases that were lost; watched for a pass that does not end.
+        lease: How long a lease lasts.
+        stall_seconds: A pass that takes longer ends the process.
+    """
+
+    def __init__(self, database: Database, device: Device, lease: timedelta, stall_seconds: float) -> None:
         self._database = database
         self._device = device
         self._lease = lease
+        self._stall_seconds = stall_seconds
         self._tokens: set[UUID] = set()
         self._lock = threading.Lock()
         self._stopping = threading.Event()
@@ -50,19 +62,26 @@ class Heartbeat:
                 self._tokens.discard(lease.token)
 
     def _loop(self) -> None:
-        while not self._stopping.wait(self._lease.total_seconds() / 3):
-            with self._lock:
-                tokens = list(self._tokens)
+        period = self._lease.total_seconds() / 3
+        renewed = time.monotonic()
+        while not self._stopping.wait(min(LOOK_SECONDS, period)):
+            if self._device.stalled_for() > self._stall_seconds:
+                end_process(f"a micro-batch has not ended for {self._stall_seconds:g} s")
+            due = time.monotonic() - renewed >= 0.9 * period
             try:
-                self._renew(tokens)
+                self._look(renew=due)
             except DatabaseUnavailable as error:
                 log.warning("leases were not renewed: %s", error)
+            else:
+                renewed = time.monotonic() if due else renewed
 
-    def _renew(self, tokens: list[UUID]) -> None:
+    def _look(self, *, renew: bool) -> None:
+        with self._lock:
+            tokens = list(self._tokens)
         if not tokens:
             return
         with self._database.transaction() as connection:
-            valid = shards.renew(connection, tokens, self._lease)
+            valid = shards.renew(connection, tokens, self._lease) if renew else shards.valid(connection, tokens)
         lost = set(tokens) - valid
         if lost:
             # Some were closed meanwhile; the device knows only those that are still being worked on.

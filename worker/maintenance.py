@@ -1,10 +1,10 @@
-"""What a tick does: expired leases go back, dead submissions are removed, tickets are topped up."""
+"""What a tick does: leases and jobs expire, dead submissions are removed, tickets are topped up."""
 
 import logging
 from datetime import timedelta
 
 from contracts.settings import Settings
-from storage import jobs, shards
+from storage import claims, control, jobs, rescue
 from storage.broker import Tickets
 from storage.database import Database
 
@@ -17,9 +17,11 @@ def tick(settings: Settings, database: Database, tickets: Tickets) -> None:
     Raises:
         UnavailableError: The database or the broker does not answer; the next tick tries again.
     """
+    if rescued := rescue.rescue(database):
+        log.warning("%d leases expired: their workers are dead, or cut off", len(rescued))
     with database.transaction() as connection:
-        if rescued := shards.rescue(connection):
-            log.warning("%d expired leases went back to the queue", len(rescued))
+        for job_id in control.expire_due(connection):
+            log.warning("job %s expired: it was not done in its time", job_id)
     with database.transaction() as connection:
         for job_id in jobs.discard_abandoned(connection, timedelta(seconds=settings.abandon_seconds)):
             log.warning("job %s was removed: its client stopped sending", job_id)
@@ -33,7 +35,7 @@ def top_up(settings: Settings, database: Database, tickets: Tickets) -> None:
         UnavailableError: The database or the broker does not answer.
     """
     with database.transaction() as connection:
-        claimable = shards.claimable(connection, settings.ticket_window)
+        claimable = claims.claimable(connection, settings.ticket_window)
     for pool, count in claimable.items():
         if published := tickets.top_up(pool, count, settings.ticket_window):
             log.info("%d tickets for pool %s", published, pool)

@@ -4,36 +4,53 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from typing import TypeVar
 
-import numpy as np
+from tenacity import (
+    Retrying,
+    before_sleep_log,
+    retry_if_exception_type,
+    sleep_using_event,
+    stop_after_delay,
+    stop_when_event_set,
+    wait_exponential,
+)
 
-from contracts.errors import ArtifactError, BatchmillError, BrokerUnavailable, LeaseLost, ModelError, ModelLoadFailed
-from contracts.models import ModelSpec, TargetSpec
-from contracts.params import parse_params
+from contracts.errors import (
+    ArtifactError,
+    BatchmillError,
+    BrokerUnavailable,
+    DatabaseUnavailable,
+    LeaseLost,
+    ModelError,
+    UnavailableError,
+)
+from contracts.models import TargetSpec
 from contracts.settings import Settings
 from contracts.states import Priority
-from storage import budgets, control, inputs, models, results, schema, shards
-from storage.artifacts import ArtifactStore
+from storage import claims, control, models, schema, shards
 from storage.broker import Tickets
-from storage.budgets import Budget
 from storage.database import Database
 from storage.shards import Lease
-from worker import budget as budget_measure
-from worker.batcher import Block
-from worker.device import Computed, Device
-from worker.engines.base import Engine
-from worker.engines.registry import engine_class
+from worker import preparing
+from worker.device import Device
 from worker.hardware import Hardware
 from worker.heartbeat import Heartbeat
+from worker.loader import ModelLoader
 from worker.persister import Persister
 from worker.residency import ModelCache, Resident
 from worker.shards import HeldShard
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+REST = timedelta(seconds=15)
+"""How long a shard rests that this host could not serve for want of a server, a disk or a file."""
 
 
 class WorkerProcess:
@@ -44,16 +61,17 @@ class WorkerProcess:
         self._settings = settings
         self._database = database
         self._tickets = tickets
-        self._hardware = hardware
-        self._artifacts = ArtifactStore(settings.artifacts_url)
-        self._cache = ModelCache(hardware.model_memory, self._load)
-        self._device = Device(self._deliver)
+        self._device = Device(lambda computed: self._persister.put(computed))
         self._persister = Persister(database, self._device.settle)
+        self._loader = ModelLoader(settings, database, hardware, self._device)
+        self._cache = ModelCache(hardware.model_memory, self._loader.load)
         self._lease = timedelta(seconds=settings.lease_seconds)
-        self._heartbeat = Heartbeat(database, self._device, self._lease)
+        self._heartbeat = Heartbeat(database, self._device, self._lease, settings.stall_seconds)
         self._claiming = threading.Lock()
-        self._busy = 0
-        self._draining = False
+        self._held: list[Lease] = []
+        self._draining = threading.Event()
+        self.claimed_at = time.monotonic()
+        """When it last claimed a shard."""
 
     def start(self) -> None:
         """Begin to work.
@@ -70,8 +88,8 @@ class WorkerProcess:
 
     def drain(self) -> None:
         """Claim nothing new, and let go what is held: slots give their leases back and return."""
-        self._draining = True
-        self._device.abandon(lambda _: True)
+        self._draining.set()
+        self._device.drain()
 
     def stop(self) -> None:
         """End after `drain`: what was computed is stored first."""
@@ -79,8 +97,38 @@ class WorkerProcess:
         self._device.stop()
         self._persister.stop()
 
+    def give_back(self) -> None:
+        """Release every lease at once, whatever the slots are busy with: the process is about to end.
+
+        Raises:
+            DatabaseUnavailable: Postgres does not answer; then the leases expire.
+        """
+        with self._database.transaction() as connection:
+            shards.release(connection, [lease.token for lease in list(self._held)])
+
+    @property
+    def idle(self) -> bool:
+        """Whether it holds no shard."""
+        return not self._held
+
+    def starves(self) -> bool:
+        """Whether it is idle while the database holds work that it could claim.
+
+        Raises:
+            DatabaseUnavailable: Postgres does not answer.
+        """
+        if self._draining.is_set() or not self.idle:
+            return False
+        with self._database.transaction() as connection:
+            capacity = self._cache.capacity(idle=True)
+            return claims.could_claim(connection, pool=self._settings.pool, capacity=capacity)
+
     def serve(self, pool: str) -> bool:
-        """Serve one ticket: claim a shard, compute, store and close it; whether there was one."""
+        """Serve one ticket: claim a shard, compute, store and close it; whether there was one.
+
+        Raises:
+            DatabaseUnavailable: Postgres does not answer; a lease that was taken is left to expire.
+        """
         with self._claimed(pool) as claimed:
             if claimed is None:
                 return False
@@ -90,35 +138,42 @@ class WorkerProcess:
             except (ModelError, ArtifactError) as error:
                 self._fail(lease, error)
             except CancelledError:  # the process ends before the model was measured
-                with self._database.transaction() as connection:
-                    shards.release(connection, [lease.token])
-        self._succeed(pool)
+                self._release(lease)
+            except DatabaseUnavailable:
+                raise
+            except UnavailableError as error:
+                log.warning("%s; another worker may fare better", error)
+                self._release(lease, REST)
+        self._succeed(pool, self._settings.slots if lease.alone else 1)
         return True
 
     @contextmanager
     def _claimed(self, pool: str) -> Iterator[tuple[Lease, TargetSpec, Resident] | None]:
         """A claimed shard with its model pinned, on a slot; one slot is kept for interactive work."""
         with self._claiming:
-            claimed = None if self._draining else self._claim(pool)
-            self._busy += claimed is not None and claimed[0].priority is not Priority.INTERACTIVE
+            alone = any(lease.alone for lease in self._held)
+            claimed = None if alone or self._draining.is_set() else self._claim(pool)
+            if claimed is not None:
+                self._held.append(claimed[0])
+                self.claimed_at = time.monotonic()
         try:
             yield claimed
         finally:
             if claimed is not None:
                 self._cache.unpin(claimed[2])
                 with self._claiming:
-                    self._busy -= claimed[0].priority is not Priority.INTERACTIVE
+                    self._held.remove(claimed[0])
 
     def _claim(self, pool: str) -> tuple[Lease, TargetSpec, Resident] | None:
-        lowest = Priority.BULK if self._busy < self._settings.slots - 1 else Priority.INTERACTIVE
+        busy = sum(lease.priority is not Priority.INTERACTIVE for lease in self._held)
         with self._database.transaction() as connection:
-            lease = shards.claim(
+            lease = claims.claim(
                 connection,
                 pool=pool,
                 worker=self.name,
                 lease=self._lease,
-                lowest=lowest,
-                capacity=self._cache.capacity(),
+                lowest=Priority.BULK if busy < self._settings.slots - 1 else Priority.INTERACTIVE,
+                capacity=self._cache.capacity(idle=self.idle),
             )
             target = None if lease is None else models.get_target(connection, lease.target_id)
         if lease is None or target is None:
@@ -132,43 +187,25 @@ class WorkerProcess:
     def _work(self, lease: Lease, target: TargetSpec, resident: Resident) -> None:
         with self._heartbeat.keeping(lease):
             engine, budget = self._cache.load(resident)
-            shard = self._prepare(lease, target, engine)
+            if lease.loading:
+                with self._database.transaction() as connection:
+                    shards.loaded(connection, lease)
+            shard = self._patiently(lambda: preparing.hold(self._database, lease, target, engine))
             self._device.submit(shard, budget.tokens)
-            if self._draining:
-                self._device.abandon(lambda held: held is shard)
             shard.finished.wait()
-            self._close(shard)
-
-    def _prepare(self, lease: Lease, target: TargetSpec, engine: Engine) -> HeldShard:
-        """Fetch and tokenize the inputs that have no result by now."""
-        with self._database.transaction() as connection:
-            known = results.known(connection, target.id, lease.input_ids)
-            missing = [input_id for input_id in lease.input_ids if input_id not in known]
-            payloads = inputs.payloads(connection, missing)
-        try:
-            prepared = engine.prepare(payloads, target.params)
-        except Exception as error:  # an engine says by item what it cannot take: anything else is its own fault
-            raise ModelError(f"{target.model.reference} cannot prepare inputs: {_describe(error)}") from error
-        good = [place for place in range(len(missing)) if place not in prepared.errors]
-        return HeldShard(
-            lease=lease,
-            target=target,
-            engine=engine,
-            input_ids=np.array(missing, dtype=np.int64)[good],
-            rows=[prepared.rows[place] for place in good],
-            truncated=prepared.truncated[good],
-            block=Block(target.id, lease.priority.rank, prepared.lengths[good]),
-            errors={missing[place]: error for place, error in prepared.errors.items()},
-        )
+            self._patiently(lambda: self._close(shard))
 
     def _close(self, shard: HeldShard) -> None:
+        if shard.ceiling_tokens is not None:
+            self._loader.lower_ceiling(shard.target.model, shard.ceiling_tokens)
         try:
             with self._database.transaction() as connection:
                 if shard.abandoned:
-                    shards.release(connection, [shard.lease.token])
+                    if shards.release(connection, [shard.lease.token]) == 0:
+                        raise LeaseLost(f"shard {shard.lease.shard_id} was taken away: its job ended, or its lease did")
                 elif shards.close(connection, shard.lease, shard.outcome()):
                     log.info("job %s succeeded", shard.lease.job_id)
-        except LeaseLost as error:
+        except LeaseLost as error:  # or it was closed, and the answer was lost
             log.warning("%s; its results stay", error)
 
     def _fail(self, lease: Lease, error: BatchmillError) -> None:
@@ -176,45 +213,31 @@ class WorkerProcess:
             if shards.held(connection, lease) and control.fail(connection, lease.job_id, error.code, str(error)):
                 log.error("job %s fails: %s", lease.job_id, error)
 
-    def _succeed(self, pool: str) -> None:
-        """Publish a successor ticket while claimable work remains; one that is lost is made up for by the tick."""
-        if self._draining:
+    def _release(self, lease: Lease, rest: timedelta | None = None) -> None:
+        with self._database.transaction() as connection:
+            shards.release(connection, [lease.token], rest)
+
+    def _succeed(self, pool: str, count: int) -> None:
+        """Publish successor tickets while claimable work remains; those that are lost the tick makes up for."""
+        if self._draining.is_set():
             return
-        with self._database.transaction() as connection:
-            more = shards.any_claimable(connection, pool)
-        if more:
-            try:
-                self._tickets.publish(pool, 1)
-            except BrokerUnavailable as error:
-                log.warning("%s; the next tick makes up for it", error)
-
-    def _deliver(self, computed: list[Computed]) -> None:
-        self._persister.put(computed)
-
-    def _load(self, model: ModelSpec) -> tuple[Engine, Budget]:
+        with suppress(DatabaseUnavailable), self._database.transaction() as connection:
+            more = claims.any_claimable(connection, pool)
+            if not more:
+                return
         try:
-            folder = self._artifacts.fetch(model.files, self._settings.cache)
-            engine = engine_class(model.engine).load(model, folder, self._hardware.device)
-        except BatchmillError:
-            raise
-        except Exception as error:  # whatever a library raises, the job hears of it
-            raise ModelLoadFailed(f"{model.reference} cannot be loaded: {_describe(error)}") from error
-        with self._database.transaction() as connection:
-            budget = budgets.get(connection, model.id, self._hardware.kind)
-        if budget is None:
-            params = parse_params(model.task, {})
-            budget = self._device.call(lambda: budget_measure.measure(engine, params))
-            with self._database.transaction() as connection:
-                budgets.put(connection, model.id, self._hardware.kind, budget)
-            log.info(
-                "%s on %s: %d tokens a micro-batch, %.0f tokens/s",
-                model.reference,
-                self._hardware.kind,
-                budget.tokens,
-                budget.tokens_per_second,
-            )
-        return engine, budget
+            self._tickets.publish(pool, count)
+        except BrokerUnavailable as error:
+            log.warning("%s; the next tick makes up for it", error)
 
-
-def _describe(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
+    def _patiently(self, function: Callable[[], T]) -> T:
+        """Call it again while Postgres is away, for as long as a lease lasts."""
+        retrying = Retrying(
+            retry=retry_if_exception_type(DatabaseUnavailable),
+            wait=wait_exponential(multiplier=0.1, max=2),
+            sleep=sleep_using_event(self._draining),
+            stop=stop_after_delay(self._lease.total_seconds()) | stop_when_event_set(self._draining),
+            before_sleep=before_sleep_log(log, logging.WARNING),
+            reraise=True,
+        )
+        return retrying(function)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from contracts.errors import ModelTooLarge
 from contracts.models import ModelSpec
 from storage.budgets import Budget
-from storage.shards import Capacity
+from storage.claims import Capacity
 from worker.engines.base import Engine
 
 log = logging.getLogger(__name__)
@@ -41,11 +41,16 @@ class ModelCache:
         self._residents: OrderedDict[int, Resident] = OrderedDict()
         self._lock = threading.Lock()
 
-    def capacity(self) -> Capacity:
+    def capacity(self, *, idle: bool) -> Capacity:
         """What could be claimed now: models that are here, or that fit once unpinned ones have left."""
         with self._lock:
             pinned = sum(resident.bytes for resident in self._residents.values() if resident.pins)
-            return Capacity(loaded=list(self._residents), free_bytes=self.limit - pinned, total_bytes=self.limit)
+            return Capacity(
+                loaded=list(self._residents),
+                free_bytes=self.limit - pinned,
+                total_bytes=self.limit,
+                idle=idle,
+            )
 
     def pin(self, model: ModelSpec) -> Resident:
         """Keep a model from leaving, and make room for it when it is not there yet.

@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 
 from contracts.errors import ItemFailed
 from contracts.models import TargetSpec
+from storage.counting import ShardOutcome
 from storage.results import shard_bytes
-from storage.shards import Lease, ShardOutcome
+from storage.shards import Lease
 from worker.batcher import Block, MicroBatch
 from worker.engines.base import Engine, Row
 
@@ -40,6 +41,8 @@ class HeldShard:
     real_tokens: int = 0
     padded_tokens: int = 0
     budget_tokens: int = 0
+    ceiling_tokens: int | None = None
+    """Where memory was too small for a pass that it was in: the padded tokens that went through."""
     abandoned: bool = False
     """Whether it was let go before all of its rows were settled: the lease was lost, or the process ends."""
     finished: threading.Event = field(default_factory=threading.Event)

@@ -88,6 +88,18 @@ def upgrade() -> None:
     op.add_column("shards", sa.Column("deaths", sa.SmallInteger(), server_default=sa.text("0"), nullable=False))
     op.create_index("shards_alone_idx", "shards", ["job_id"], postgresql_where=sa.text("state = 'queued' AND alone"))
 
+    op.create_index("jobs_received_at_idx", "jobs", ["received_at"])
+    op.create_index(
+        "shards_parent_id_idx", "shards", ["parent_id"], postgresql_where=sa.text("parent_id IS NOT NULL")
+    )
+    op.create_index("schedule_runs_job_id_idx", "schedule_runs", ["job_id"])
+    op.create_table(
+        "chores",
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("due_at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("name", name=op.f("chores_pkey")),
+    )
+
     op.add_column(
         "inputs", sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False)
     )
@@ -97,6 +109,11 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.drop_column("batch_budgets", "ceiling_tokens")
     op.drop_column("inputs", "created_at")
+
+    op.drop_table("chores")
+    op.drop_index("schedule_runs_job_id_idx", "schedule_runs")
+    op.drop_index("shards_parent_id_idx", "shards")
+    op.drop_index("jobs_received_at_idx", "jobs")
 
     op.drop_index("shards_alone_idx", "shards")
     for column in ("deaths", "loading", "alone"):

@@ -1,4 +1,4 @@
-"""`batchmill jobs`: list, show, watch, read."""
+"""`batchmill jobs`: list, show, watch, read, and what ends, holds or continues them."""
 
 import sys
 from pathlib import Path
@@ -8,23 +8,29 @@ import orjson
 import typer
 from rich.text import Text
 
-from contracts.errors import JobFailed
+from contracts.errors import InvalidRequest
 from contracts.states import JobState
 from producer.cli.options import Json
-from producer.cli.output import emit_json, emit_pairs, emit_table, err, local_time, say, show_pairs
+from producer.cli.output import emit, emit_json, emit_pairs, emit_table, err, fail, local_time, say, show_pairs
 from producer.cli.session import Session, session_of
 from producer.summary import figures, job_summary
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from contracts.jobs import JobInfo
     from producer.job import Job
 
-app = typer.Typer(help="Jobs: list, show, watch, read their results.", no_args_is_help=True)
+app = typer.Typer(
+    help="Jobs: list, show, watch, read their results, cancel, pause, resume, retry.", no_args_is_help=True
+)
 
-JobId: TypeAlias = Annotated[str, typer.Argument(metavar="ID", help="The job's id.")]
+JobId: TypeAlias = Annotated[str, typer.Argument(metavar="ID", help="The job's id, or its link.")]
+JobIds: TypeAlias = Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of jobs, or their links.")]
 
 _COLOURS = {
     JobState.RUNNING: "cyan",
+    JobState.PAUSED: "magenta",
     JobState.SUCCEEDED: "green",
     JobState.FAILED: "red",
     JobState.CANCELLED: "yellow",
@@ -60,16 +66,19 @@ def show(context: typer.Context, job_id: JobId, json: Json = False) -> None:
     facts = [
         ("id", str(info.id)),
         ("state", str(info.state)),
-        ("error", f"{info.error_code}: {info.error_message}" if info.error_code else ""),
+        ("paused by" if info.state is JobState.PAUSED else "error", _reason(info)),
+        ("retry of", str(info.retry_of or "")),
         ("model", info.model),
         ("task", str(info.task)),
         ("params", orjson.dumps(info.params).decode()),
         ("priority", str(info.priority)),
         ("pool", info.pool),
         ("idempotency key", info.idempotency_key or ""),
+        ("callback", (info.callback_url or "").partition("?")[0]),  # a query may hold a token
         ("metadata", orjson.dumps(info.metadata).decode() if info.metadata else ""),
         ("submitted", local_time(info.created_at)),
         ("started", local_time(info.started_at)),
+        ("expires", local_time(info.expires_at)),
         ("finished", local_time(info.finished_at)),
     ]
     emit_pairs([*((name, value) for name, value in facts if value), *job_summary(info)])
@@ -107,6 +116,73 @@ def results(
     say(f"{job.counts.items:,} results in {output}")
 
 
+@app.command()
+def cancel(context: typer.Context, job_ids: JobIds, json: Json = False) -> None:
+    """End jobs: what was computed stays in the cache, and what is done of them can be read."""
+
+    def one(job: "Job") -> "Job":
+        counts = job.cancel().counts
+        say(f"job {job.id} is cancelled: {counts.distinct - counts.waiting:,} of {counts.distinct:,} inputs were done")
+        return job
+
+    _each(context, job_ids, one, json=json)
+
+
+@app.command()
+def pause(context: typer.Context, job_ids: JobIds, json: Json = False) -> None:
+    """Hold jobs until they are resumed; what workers hold of them is finished."""
+
+    def one(job: "Job") -> "Job":
+        say(f"job {job.pause().id} is paused: batchmill jobs resume {job.id}")
+        return job
+
+    _each(context, job_ids, one, json=json)
+
+
+@app.command()
+def resume(context: typer.Context, job_ids: JobIds, json: Json = False) -> None:
+    """Go on with jobs that are paused."""
+
+    def one(job: "Job") -> "Job":
+        say(f"job {job.resume().id} goes on: it is {job.state}")
+        return job
+
+    _each(context, job_ids, one, json=json)
+
+
+@app.command("retry-failed")
+def retry_failed(context: typer.Context, job_ids: JobIds, json: Json = False) -> None:
+    """Submit the items that jobs have no output for as new jobs, and print their ids; again gives the same ones."""
+
+    def one(job: "Job") -> "Job":
+        retry = job.retry_failed()
+        say(f"{retry.counts.items:,} items of job {job.id} are job {retry.id}")
+        if not json:
+            emit(str(retry.id))
+        return retry
+
+    _each(context, job_ids, one, json=json)
+
+
+def _each(context: typer.Context, job_ids: list[str], act: "Callable[[Job], Job]", *, json: bool) -> None:
+    """Do it to each job; one that cannot have it done is said, and does not keep the others from it."""
+    found = []
+    with session_of(context).open_client() as client:
+        for job_id in job_ids:
+            try:
+                found.append(act(client.job(job_id)))
+            except InvalidRequest as error:
+                fail(str(error))
+    if json:
+        emit_json([document(job.info) for job in found])
+    if len(found) < len(job_ids):
+        raise typer.Exit(1)
+
+
+def _reason(info: "JobInfo") -> str:
+    return f"{info.error_code}: {info.error_message}" if info.error_code else ""
+
+
 def document(info: "JobInfo") -> dict[str, Any]:
     """A job as JSON values, with the figures that follow from its row."""
     return {**info.model_dump(mode="json"), "figures": figures(info)}
@@ -120,8 +196,6 @@ def wait_for(job: "Job", session: Session) -> None:
     """
     session.farewell = f"interrupted; job {job.id} goes on: batchmill jobs watch {job.id}"
     job.wait(progress=True)
-    if job.state is not JobState.SUCCEEDED:
-        raise JobFailed(f"job {job.id} is {job.state}; `batchmill jobs results {job.id}` gives what was computed")
 
 
 def _row(info: "JobInfo") -> tuple[str | Text, ...]:

@@ -1,5 +1,6 @@
 """Options that several commands have in common, and how their values are read."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
@@ -30,6 +31,28 @@ ParamList: TypeAlias = Annotated[
 PriorityClass: TypeAlias = Annotated[
     Priority, typer.Option(help="A higher class is always served first.", rich_help_panel=JOB)
 ]
+ExpiresIn: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--expires-in",
+        metavar="TIME",
+        help="How long it may take: seconds, or 90s, 30m, 12h, 3d. What is not done by then is left.",
+        rich_help_panel=JOB,
+    ),
+]
+CallbackUrl: TypeAlias = Annotated[
+    str | None,
+    typer.Option("--callback-url", metavar="URL", help="Where webhooks of the job go.", rich_help_panel=JOB),
+]
+ProgressAt: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--progress-at",
+        metavar="PERCENT,…",
+        help="Percentages at which it hears of progress, e.g. 25,50,75.",
+        rich_help_panel=JOB,
+    ),
+]
 IdColumn: TypeAlias = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="Column or key of your ids.  [default: id]", rich_help_panel=INPUT),
@@ -46,6 +69,27 @@ QuantizationName: TypeAlias = Annotated[
     Quantization, typer.Option(help="How workers hold the weights; it buys memory, not speed.")
 ]
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
+
+
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+def parse_time(text: str | None, option: str) -> float | None:
+    """Seconds, as a number alone or with a unit: `90s`, `30m`, `12h`, `3d`."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip())
+    if match is None:
+        raise typer.BadParameter(f"{text!r} is no time: write seconds, or 90s, 30m, 12h, 3d", param_hint=option)
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def parse_percentages(text: str | None, option: str) -> list[int]:
+    """Whole numbers with commas between them; none when not given."""
+    try:
+        return [] if text is None else [int(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} are no percentages: write 25,50,75", param_hint=option) from None
 
 
 def parse_pairs(pairs: Sequence[str] | None, option: str) -> dict[str, Any]:

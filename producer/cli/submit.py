@@ -40,29 +40,42 @@ def run(
     params: options.ParamsJson = None,
     param: options.ParamList = None,
     priority: options.PriorityClass = Priority.NORMAL,
+    expires_in: options.ExpiresIn = None,
+    callback_url: options.CallbackUrl = None,
+    progress_at: options.ProgressAt = None,
     id_column: options.IdColumn = None,
     input_column: options.InputColumn = None,
     skip_bad: options.SkipBad = False,
     json: options.Json = False,
 ) -> None:
     """Compute a file and write the results: submit, wait, write."""
-    from producer.readers import read
     from producer.writers import check_path
 
     session = session_of(context)
     if quantization and source is None:
         raise typer.BadParameter("it goes with --source; a registered model has its own", param_hint="--quantization")
     parsed = {**options.parse_object(params, "--params"), **options.parse_pairs(param, "--param")}
+    seconds = options.parse_time(expires_in, "--expires-in")
+    percentages = options.parse_percentages(progress_at, "--progress-at")
     # What is wrong with the files is said before anything is started.
     check_path(output)
-    lines = read(input_file, id_column=id_column, input_column=input_column)
+    lines = _read(input_file, id_column, input_column)
     with session.open_client() as client:
         if source is not None:
             with err.status(f"registering {model}"):
                 spec = client.models.add(model, source, quantization=quantization or Quantization.NONE)
             say(f"model {spec.reference} ({spec.quantization}) is registered")
         with closing(_Intake(input_file, lines, skip_bad)) as intake:
-            job = client.submit(model, intake, on_bad=intake.on_bad, params=parsed, priority=priority)
+            job = client.submit(
+                model,
+                intake,
+                on_bad=intake.on_bad,
+                params=parsed,
+                priority=priority,
+                expires_in=seconds,
+                callback_url=callback_url,
+                progress_at=percentages,
+            )
         wait_for(job, session)
         with err.status(f"writing {output}"):
             job.write(output)
@@ -84,6 +97,9 @@ def submit(
     params: options.ParamsJson = None,
     param: options.ParamList = None,
     priority: options.PriorityClass = Priority.NORMAL,
+    expires_in: options.ExpiresIn = None,
+    callback_url: options.CallbackUrl = None,
+    progress_at: options.ProgressAt = None,
     idempotency_key: Annotated[
         str | None,
         typer.Option(metavar="KEY", help="The same key and content give the same job.", rich_help_panel=options.JOB),
@@ -98,12 +114,12 @@ def submit(
     json: options.Json = False,
 ) -> None:
     """Submit a file as a job and print the job's id."""
-    from producer.readers import read
-
     session = session_of(context)
     parsed = {**options.parse_object(params, "--params"), **options.parse_pairs(param, "--param")}
+    seconds = options.parse_time(expires_in, "--expires-in")
+    percentages = options.parse_percentages(progress_at, "--progress-at")
     labels = options.parse_pairs(metadata, "--metadata")
-    lines = read(input_file, id_column=id_column, input_column=input_column)
+    lines = _read(input_file, id_column, input_column)
     with session.open_client() as client:
         with closing(_Intake(input_file, lines, skip_bad)) as intake:
             if dry_run:
@@ -119,6 +135,9 @@ def submit(
                 priority=priority,
                 idempotency_key=idempotency_key,
                 metadata=labels,
+                expires_in=seconds,
+                callback_url=callback_url,
+                progress_at=percentages,
             )
         if not json:
             emit(str(job.id))
@@ -127,6 +146,14 @@ def submit(
             show_pairs(job_summary(job.info))
         if json:
             emit_json(document(job.info))
+
+
+def _read(path: Path, id_column: str | None, input_column: str | None) -> "Iterator[Entry]":
+    from contracts.settings import load_settings  # here and below: `--help` asks for none of it
+    from producer.readers import read
+
+    most = load_settings().max_input_bytes
+    return read(path, id_column=id_column, input_column=input_column, max_input_bytes=most)
 
 
 class _Intake:

@@ -1,5 +1,6 @@
 """What an engine is: a loaded model that makes inputs ready and computes micro-batches of them."""
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,12 @@ Row: TypeAlias = Any
 Output: TypeAlias = NDArray[Any] | list[Any]
 """One entry an input: vectors `[n, d]` in float32 or float16, bits packed as `[n, d / 8]` uint8 (d is a multiple
 of 8), or JSON values."""
+
+
+_MEMORY_FULL = re.compile(
+    r"DefaultCPUAllocator: (can't allocate|not enough) memory|CUDA error: out of memory|_STATUS_ALLOC_FAILED"
+)
+"""How torch and CUDA's libraries say it where no class of exception does."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +71,22 @@ class Engine(ABC):
         """One forward pass over rows that `prepare` made; outputs stand in the order of the rows.
 
         Whatever it raises fails the whole pass; the caller tries halves until one row stands alone. An `ItemFailed`
-        then keeps its code, any other exception becomes `engine_error`. An output that is no number is returned as
-        it is, for the caller to see; where the form of the output cannot show it, raise `non_finite`.
+        then keeps its code, a memory that was full becomes `out_of_memory`, any other exception `engine_error`. An
+        output that is no number is returned as it is, for the caller to see; where the form of the output cannot
+        show it, raise `non_finite`.
         """
 
     @abstractmethod
     def synthetic(self, length: int, count: int) -> list[Row]:
         """Rows of `length` tokens (at most the model's limit) with arbitrary content, to measure with."""
+
+    def ran_out_of_memory(self, error: Exception) -> bool:
+        """Whether `run` raised because memory was full: the size of the pass is to blame then, not what is in it."""
+        return (
+            isinstance(error, MemoryError)
+            or type(error).__name__ == "OutOfMemoryError"  # torch's, which need not be installed
+            or (isinstance(error, RuntimeError) and _MEMORY_FULL.search(str(error)) is not None)
+        )
+
+    def free_memory(self) -> None:  # noqa: B027 - most engines keep nothing
+        """Give back what a library keeps for later passes; called after one that ran out of memory."""

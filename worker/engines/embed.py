@@ -81,6 +81,11 @@ class EmbedEngine(Engine):
         """Rows of one ordinary token again and again."""
         return self._tokenizer.synthetic(length, count)
 
+    def free_memory(self) -> None:
+        """Blocks that torch keeps are of the sizes that passes had until now: smaller ones do not always fit them."""
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def _padded(self, rows: Sequence[Ids], lengths: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Token ids `[n, longest]` on the device, and which of them are real; no mask where all are."""
         longest = int(lengths.max())

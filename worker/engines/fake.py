@@ -1,6 +1,9 @@
 """An engine without a model: fast, deterministic, and able to be slow or to fail on demand."""
 
+import ctypes
 import hashlib
+import os
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,9 +24,12 @@ BYTES_PER_TOKEN = 4
 LABELS = ("negative", "neutral", "positive")
 CHUNK = 512
 """Vectors made at a time: what stays in the processor's cache is made several times as fast."""
-ROW = np.dtype([("seed", np.uint32, 2), ("fails", np.bool_), ("non_finite", np.bool_)])
-"""One input: a digest of it, and what is to happen to it. A row is the bytes of one of these."""
-HEALTHY = bytes(2)
+ROW = np.dtype([("seed", np.uint32, 2), ("faults", np.uint8)])
+"""One input: a digest of it, and what is to happen to it, a bit a fault. A row is the bytes of one of these."""
+HEALTHY = bytes(1)
+FAULTS = ("kill", "segfault", "hang", "oom_on", "fail", "nan")
+"""Keys of the source whose value is looked for in inputs; the first strikes first."""
+NAN = 1 << FAULTS.index("nan")
 
 
 class FakeEngine(Engine):
@@ -40,6 +46,10 @@ class FakeEngine(Engine):
             raise ModelLoadFailed(f"model {model.reference}: the fake engine does not {model.task}")
         source = parse_fake(model.source)
         time.sleep(source.load_delay)
+        if source.load_kill:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if source.unloadable:
+            raise ModelLoadFailed(f"model {model.reference}: this fake model refuses to be loaded")
         return cls(source, model.task)
 
     @property
@@ -55,10 +65,11 @@ class FakeEngine(Engine):
         contents = [_content(payload) for payload in payloads]
         digest = hashlib.blake2b
         rows = [digest(content, digest_size=8).digest() + HEALTHY for content in contents]
-        if source.fail or source.nan:
-            words = [word.encode() if word else None for word in (source.fail, source.nan)]
+        words = [(word.encode(), 1 << bit) for bit, key in enumerate(FAULTS) if (word := getattr(source, key))]
+        for word, fault in words:
             for i, content in enumerate(contents):
-                rows[i] = rows[i][:8] + bytes(word is not None and word in content for word in words)
+                if word in content:
+                    rows[i] = rows[i][:-1] + bytes([rows[i][-1] | fault])
         tokens = np.fromiter(map(len, contents), np.int32, len(contents)) // BYTES_PER_TOKEN + 1
         lengths = np.minimum(tokens, source.limit)
         truncated = tokens > source.limit
@@ -74,19 +85,37 @@ class FakeEngine(Engine):
         """Vectors of unit length, or labels with scores that sum up to one, after the delay that was asked for."""
         time.sleep(self._source.delay + self._source.item_delay * len(rows))
         fields = np.frombuffer(b"".join(rows), dtype=ROW)
-        if fields["fails"].any():
-            raise RuntimeError(f"an input contains {self._source.fail!r}, which this fake model fails on")
+        if self._source.oom is not None and len(rows) > self._source.oom:
+            raise MemoryError(f"{len(rows)} inputs, and this fake model has memory for {self._source.oom}")
+        if faults := int(np.bitwise_or.reduce(fields["faults"])):
+            self._strike(faults)
+        not_a_number = fields["faults"] & NAN != 0
         if self._task is Task.EMBED:
             vectors = _vectors(fields["seed"], self._source.dimensions)
-            vectors[fields["non_finite"]] = np.nan
+            vectors[not_a_number] = np.nan
             return in_precision(vectors, params.get("precision", "float32"))
         scores = np.square(_vectors(fields["seed"], len(LABELS)).astype(np.float64))
-        scores[fields["non_finite"]] = np.nan
+        scores[not_a_number] = np.nan
         return [_labels(row, params.get("top_k")) for row in scores.tolist()]
 
     def synthetic(self, length: int, count: int) -> list[bytes]:
         """Rows of whatever length: it makes no difference here."""
         return [i.to_bytes(8, "little") + HEALTHY for i in range(count)]
+
+    def _strike(self, faults: int) -> None:
+        """Do what the faults of a pass say, the worst first."""
+        match next(key for bit, key in enumerate(FAULTS) if faults >> bit & 1):
+            case "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "segfault":
+                ctypes.string_at(0)
+            case "hang":
+                while True:
+                    time.sleep(60)
+            case "oom_on":
+                raise MemoryError(f"an input contains {self._source.oom_on!r}, which does not fit into memory")
+            case "fail":
+                raise RuntimeError(f"an input contains {self._source.fail!r}, which this fake model fails on")
 
     def _refusal(self, params: Mapping[str, Any]) -> ItemFailed | None:
         if self._task is not Task.EMBED:

@@ -12,7 +12,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from contracts.errors import ArtifactError, ConfigurationError
+from contracts.errors import ArtifactError, ArtifactsUnavailable, ConfigurationError
 from contracts.models import ArtifactFile
 from storage.artifacts import ArtifactStore, manifest_digest
 
@@ -186,9 +186,9 @@ def test_a_write_that_the_system_refuses_leaves_nothing(folder, tmp_path):
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
     try:
-        with pytest.raises(ArtifactError, match=r"cache.*File too large"):
+        with pytest.raises(ArtifactsUnavailable, match=r"cache.*File too large"):
             store.fetch(manifest, tmp_path / "cache")
-        with pytest.raises(ArtifactError, match=r"artifact store .*other.*File too large"):
+        with pytest.raises(ArtifactsUnavailable, match=r"artifact store .*other.*File too large"):
             other.add(folder)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -209,9 +209,9 @@ def test_what_the_system_refuses_says_what_to_do(folder, tmp_path, monkeypatch, 
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("os.fsync", refuse)
-    with pytest.raises(ArtifactError, match=message):
+    with pytest.raises(ArtifactsUnavailable, match=message):
         store.fetch(manifest, tmp_path / "cache")
-    with pytest.raises(ArtifactError, match=message):
+    with pytest.raises(ArtifactsUnavailable, match=message):
         ArtifactStore(str(tmp_path / "other")).add(folder)
 
 

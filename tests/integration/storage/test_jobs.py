@@ -8,9 +8,9 @@ import pytest
 from contracts.errors import ItemFailed, JobNotFound, LeaseLost, WrongState
 from contracts.jobs import JobCounts, JobInfo
 from contracts.states import JobState, Priority
-from storage import control, jobs, sealing, shards
+from storage import claims, control, jobs, sealing, shards
+from storage.counting import ShardOutcome
 from storage.database import Database
-from storage.shards import ShardOutcome
 from tests.jobs import (
     append,
     as_lines,
@@ -329,8 +329,8 @@ def test_the_newest_jobs_come_first(database: Database, target_id: int) -> None:
         assert jobs.list_newest(connection, states=[JobState.EXPIRED]) == []
 
 
-def _only(database: Database, name: str) -> shards.Capacity:
+def _only(database: Database, name: str) -> claims.Capacity:
     """Room for no model but the one, as long as the others need some."""
     execute(database, "UPDATE models SET memory_bytes = 1")
     [row] = query(database, "SELECT id FROM models WHERE name = :name", name=name)
-    return shards.Capacity(loaded=[row.id], free_bytes=0)
+    return claims.Capacity(loaded=[row.id], free_bytes=0)

@@ -235,7 +235,8 @@ def test_a_page_may_be_empty_or_without_a_single_output(database: Database, targ
     assert len(nothing.outputs) == 2
     assert not nothing.present.any()
     assert len(page(database, job_id, target_id, column, start=2).outputs) == 0
-    assert len(page(database, uuid4(), target_id, column).positions) == 0
+    with pytest.raises(JobNotFound):
+        page(database, uuid4(), target_id, column)
     assert dimensions(database, job_id, target_id, column) is None
 
 

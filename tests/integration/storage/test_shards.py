@@ -11,10 +11,13 @@ from sqlalchemy import text
 from contracts.errors import ItemFailed, LeaseLost
 from contracts.jobs import JobCounts
 from contracts.states import JobState, Priority
-from storage import control, jobs, shards
+from storage import claims, control, jobs, shards
+from storage.claims import Capacity
+from storage.counting import ShardOutcome
 from storage.database import Database
-from storage.shards import Capacity, Lease, ShardOutcome
-from tests.jobs import MINUTE, claim, claimed, execute, finish, make_target, query, store, submit
+from storage.rescue import rescue
+from storage.shards import Lease
+from tests.jobs import MINUTE, claim, claimed, execute, expire, finish, make_target, query, store, submit
 
 LETTERS = "abcdefgh"
 
@@ -38,12 +41,6 @@ def counts(database: Database, job_id: UUID) -> tuple[JobState, JobCounts]:
     with database.transaction() as connection:
         job = jobs.get(connection, job_id)
     return job.state, job.counts
-
-
-def expire(database: Database, lease: Lease) -> None:
-    execute(
-        database, "UPDATE shards SET lease_expires_at = now() - interval '1 second' WHERE id = :id", id=lease.shard_id
-    )
 
 
 def everything(database: Database) -> list[Any]:
@@ -133,25 +130,25 @@ class TestClaim:
         execute(database, "UPDATE jobs SET state = :state", state=state)
         assert claim(database) is None
         with database.transaction() as connection:
-            assert shards.claimable(connection, 16) == {}
-            assert not shards.any_claimable(connection, "default")
+            assert claims.claimable(connection, 16) == {}
+            assert not claims.any_claimable(connection, "default")
 
     def test_nothing_is_claimed_before_its_time_or_in_another_pool(self, database: Database, target_id: int) -> None:
         many(database, target_id, 3)
         assert claim(database, pool="elsewhere") is None
         with database.transaction() as connection:
-            assert shards.claimable(connection, 2) == {"default": 2}
-            assert shards.claimable(connection, 4) == {"default": 3}
+            assert claims.claimable(connection, 2) == {"default": 2}
+            assert claims.claimable(connection, 4) == {"default": 3}
         execute(database, "UPDATE shards SET not_before = now() + interval '1 hour' WHERE ordinal < 3")
         assert claimed(database) is not None
         assert claim(database) is None
         with database.transaction() as connection:
-            assert not shards.any_claimable(connection, "default")
+            assert not claims.any_claimable(connection, "default")
         execute(database, "UPDATE shards SET not_before = now() WHERE ordinal = 2")
         with database.transaction() as connection:
-            assert shards.claimable(connection, 16) == {"default": 1}
-            assert shards.any_claimable(connection, "default")
-            assert not shards.any_claimable(connection, "elsewhere")
+            assert claims.claimable(connection, 16) == {"default": 1}
+            assert claims.any_claimable(connection, "default")
+            assert not claims.any_claimable(connection, "elsewhere")
         assert claimed(database) is not None
 
     def test_what_another_job_computes_already_is_left_to_it(self, database: Database, target_id: int) -> None:
@@ -166,10 +163,10 @@ class TestClaim:
         assert [lease.input_ids == longest.input_ids for lease in found].count(True) == 1
         assert claim(database) is None
         with database.transaction() as connection:
-            assert shards.claimable(connection, 16) == {}
-            assert not shards.any_claimable(connection, "default")
+            assert claims.claimable(connection, 16) == {}
+            assert not claims.any_claimable(connection, "default")
             assert shards.release(connection, [longest.token]) == 1
-            assert shards.claimable(connection, 16) == {"default": 2}
+            assert claims.claimable(connection, 16) == {"default": 2}
         again = claimed(database)
         assert again.input_ids == longest.input_ids
         assert claim(database) is None
@@ -217,7 +214,7 @@ class TestClaim:
                 while not query(database, "SELECT 1 FROM pg_locks WHERE NOT granted"):
                     assert not late.done()
                 if loss == "taken":
-                    taken = shards.claim(connection, pool="default", worker="fast", lease=MINUTE)
+                    taken = claims.claim(connection, pool="default", worker="fast", lease=MINUTE)
                     assert taken is not None
                     assert taken.job_id == first
                 else:
@@ -242,8 +239,7 @@ class TestLease:
         submit(database, target_id, "abc")
         stale = claimed(database)
         expire(database, stale)
-        with database.transaction() as connection:
-            assert shards.rescue(connection) == [stale.shard_id]
+        assert rescue(database) == [stale.shard_id]
         execute(database, "UPDATE shards SET not_before = NULL")
         current = claimed(database)
         assert (current.shard_id, current.attempt) == (stale.shard_id, 2)
@@ -275,38 +271,6 @@ class TestLease:
         assert not finish(database, again)
         assert finish(database, second)
         assert counts(database, job_id)[0] is JobState.SUCCEEDED
-
-    def test_an_expired_lease_is_rescued_after_a_pause_that_grows(self, database: Database, target_id: int) -> None:
-        many(database, target_id, 2)
-        kept = claimed(database)
-        for attempt, pause in ((1, 1), (2, 2), (3, 4), (7, 60), (1500, 60)):
-            execute(database, "UPDATE shards SET not_before = NULL, attempt = :n WHERE state = 'queued'", n=attempt - 1)
-            lease = claimed(database)
-            assert lease.attempt == attempt
-            expire(database, lease)
-            with database.transaction() as connection:
-                assert shards.rescue(connection) == [lease.shard_id]
-                assert shards.rescue(connection) == []
-                row = connection.execute(
-                    text("SELECT not_before - now() AS pause, state, token FROM shards WHERE id = :id"),
-                    {"id": lease.shard_id},
-                ).one()
-            assert tuple(row) == (timedelta(seconds=pause), "queued", None)
-            assert claim(database) is None
-        [row] = query(database, "SELECT token FROM shards WHERE state = 'leased'")
-        assert row.token == kept.token
-
-    def test_a_rescue_leaves_alone_what_is_renewed_at_this_moment(self, database: Database, target_id: int) -> None:
-        many(database, target_id, 2)
-        renewed, dead = claimed(database), claimed(database)
-        for lease in (renewed, dead):
-            expire(database, lease)
-        with database.transaction() as connection:
-            shards.renew(connection, [renewed.token], MINUTE)
-            with database.transaction() as other:
-                other.execute(text("SET LOCAL lock_timeout = '5s'"))
-                assert shards.rescue(other) == [dead.shard_id]
-        assert finish(database, renewed) is False
 
 
 class TestClose:
@@ -375,8 +339,7 @@ class TestClose:
         dead = claimed(database)
         store(database, target_id, dead.shard_id, dead.input_ids[:2])
         expire(database, dead)
-        with database.transaction() as connection:
-            shards.rescue(connection)
+        rescue(database)
         execute(database, "UPDATE shards SET not_before = NULL")
         assert finish(database, claimed(database))
         assert counts(database, job_id)[1] == JobCounts(items=3, distinct=3, computed=3)

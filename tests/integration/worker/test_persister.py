@@ -2,24 +2,19 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import numpy as np
 import pytest
 from sqlalchemy import Connection, event
 
 from contracts.errors import DatabaseUnavailable, ItemFailed
-from contracts.models import TargetSpec
-from contracts.states import Priority
 from storage.database import Database
-from storage.shards import Lease
+from tests.engines import RowEngine, hold
 from tests.jobs import make_target, query
-from tests.models import model_spec
 from worker import persister as module
-from worker.batcher import Block
 from worker.device import Computed
 from worker.engines.base import Output
-from worker.engines.fake import FakeEngine
 from worker.persister import Persister
 from worker.shards import HeldShard
 
@@ -45,15 +40,7 @@ class Away:
 
 
 def held(target_id: int, ids: list[int]) -> HeldShard:
-    return HeldShard(
-        lease=Lease(uuid4(), uuid4(), target_id, uuid4(), 1, Priority.NORMAL, ids),
-        target=TargetSpec(id=target_id, model=model_spec(), params={}),
-        engine=FakeEngine.__new__(FakeEngine),
-        input_ids=np.array(ids, np.int64),
-        rows=list(ids),
-        truncated=np.zeros(len(ids), np.bool_),
-        block=Block(target_id, 1, np.ones(len(ids), np.int32)),
-    )
+    return hold(RowEngine(), ids, target=target_id)
 
 
 def part(shard: HeldShard, ids: list[int], *, last: bool, json: bool = False, failed: tuple[int, ...] = ()) -> Computed:

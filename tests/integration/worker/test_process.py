@@ -1,15 +1,18 @@
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from contracts.errors import ArtifactsUnavailable
 from contracts.jobs import JobInfo
 from contracts.settings import Settings
 from contracts.states import JobState
 from storage import jobs
+from storage.artifacts import ArtifactStore
 from storage.broker import Tickets
 from storage.database import Database
-from tests.jobs import make_target, query, submit
+from tests.jobs import execute, make_target, query, submit
 from worker.hardware import Hardware
 from worker.process import WorkerProcess
 
@@ -48,3 +51,77 @@ def test_a_model_that_cannot_be_loaded_fails_its_job(process: WorkerProcess, dat
     [job] = states(database)
     assert (job.state, job.error_code) == (JobState.FAILED, "model_refused")
     assert query(database, "SELECT state FROM shards")[0].state == "cancelled"
+
+
+def test_a_host_that_cannot_hold_a_model_leaves_its_job_to_others(
+    process: WorkerProcess, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise ArtifactsUnavailable("the cache: the disk is full: free some space and try again")
+
+    monkeypatch.setattr(ArtifactStore, "fetch", full)
+    submit(database, make_target(database), ["text"])
+    assert process.serve("default")
+    [job] = states(database)
+    assert job.state is JobState.RUNNING
+    [row] = query(database, "SELECT state, attempt, not_before > now() AS rests, alone FROM shards")
+    assert (row.state, row.attempt, row.rests, row.alone) == ("queued", 1, True, False)
+    assert not process.serve("default")
+
+
+def test_nothing_runs_beside_a_shard_that_must_run_alone(
+    process: WorkerProcess, database: Database, eventually: Callable[..., None]
+) -> None:
+    job_id = submit(
+        database, make_target(database, source="fake:?load_delay=0.5"), ["one", "two", "three"], per_shard=1
+    )
+    execute(database, "UPDATE shards SET alone = true WHERE ordinal = 2")
+    with ThreadPoolExecutor(4) as slots:
+        first = slots.submit(process.serve, "default")
+        eventually(lambda: query(database, "SELECT FROM shards WHERE state = 'leased' AND alone"))
+        others = [slots.submit(process.serve, "default") for _ in range(3)]
+        assert [other.result(10) for other in others] == [False] * 3
+        assert first.result(10)
+    assert process.serve("default")
+    assert process.serve("default")
+    with database.transaction() as connection:
+        assert jobs.get(connection, job_id).state is JobState.SUCCEEDED
+
+
+def test_it_starves_only_beside_work_that_it_could_claim(process: WorkerProcess, database: Database) -> None:
+    assert not process.starves()
+    submit(database, make_target(database, "elsewhere"), ["text"], pool="elsewhere")
+    assert not process.starves()
+    submit(database, make_target(database, "here"), ["text"])
+    assert process.starves()
+    assert process.serve("default")
+    assert not process.starves()
+
+
+def test_leases_can_be_given_back_while_the_slots_are_busy(
+    process: WorkerProcess, database: Database, eventually: Callable[..., None]
+) -> None:
+    submit(database, make_target(database, source="fake:?load_delay=2"), ["text"])
+    with ThreadPoolExecutor(1) as slot:
+        served = slot.submit(process.serve, "default")
+        eventually(lambda: not process.idle)
+        process.give_back()
+        [row] = query(database, "SELECT state, attempt FROM shards")
+        assert (row.state, row.attempt) == ("queued", 0)
+        process.drain()
+        assert served.result(20)
+    assert query(database, "SELECT state FROM shards") == [("queued",)]
+
+
+def test_memory_that_is_too_small_halves_the_budget_and_is_remembered(
+    process: WorkerProcess, database: Database
+) -> None:
+    # Four inputs of two tokens each fit; when it is measured, four of 64.
+    submit(database, make_target(database, "model", source="fake:?oom=4&oom_on=vast"), ["vast", *"abcdefgh" * 4])
+    assert process.serve("default")
+    [job] = states(database)
+    assert job.state is JobState.SUCCEEDED
+    assert (job.counts.computed, job.counts.failed) == (8, 1)
+    assert query(database, "SELECT code FROM item_errors")[0].code == "out_of_memory"
+    [budget] = query(database, "SELECT budget_tokens, ceiling_tokens FROM batch_budgets")
+    assert budget.budget_tokens == budget.ceiling_tokens <= 8

@@ -10,7 +10,7 @@ def test_every_exported_name_is_there() -> None:
     for name in producer.__all__:
         assert getattr(producer, name).__name__ == name
 
-    assert sorted(producer.__all__) == ["Check", "Client", "ItemError", "Job", "Result", "read"]
+    assert sorted(producer.__all__) == ["Check", "Client", "ItemError", "Job", "Result", "read", "verify_webhook"]
 
 
 def test_another_name_is_an_error() -> None:
@@ -24,6 +24,8 @@ def test_another_name_is_an_error() -> None:
         ("producer", {"numpy", "pyarrow", "sqlalchemy", "celery", "torch"}),
         ("stack.cli", {"numpy", "pyarrow", "sqlalchemy", "celery", "torch", "psycopg", "pydantic"}),
         ("producer.client", {"pyarrow", "celery", "torch"}),
+        ("producer.verification", {"sqlalchemy", "celery", "psycopg", "cryptography"}),
+        ("worker.webhooks.__main__", {"torch", "transformers", "celery", "numpy"}),
         ("stack.embedded", {"redis", "sqlalchemy"}),
         ("stack.doctor", {"torch", "transformers"}),
     ],

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from contracts.canonical import MAX_ITEM_BYTES, canonicalize
+from contracts.canonical import canonicalize
 from contracts.errors import InvalidInput, InvalidRequest
-from producer import lines, readers
+from producer import readers
 
 
 @pytest.fixture
@@ -258,16 +258,25 @@ def test_a_file_that_shrinks_while_it_is_read(file, name):
     assert caught.value.where == f"{name}, line 50001"
 
 
-def test_a_line_too_long_is_passed_over_and_not_kept(file, monkeypatch):
-    monkeypatch.setattr(lines, "MAX_LINE_BYTES", 1_000)
-    for length in (999, 1_000, 2_000, 2_500):
-        path = file("a.txt", f"one\n{'x' * length}\nthree\n{'y' * 5_000}")
-        found = errors(path)
-        assert list(found) == (["line 2", "line 4"] if length > 999 else ["line 4"])
-        assert f"5,000 bytes, and an item may take {MAX_ITEM_BYTES:,}" in found["line 4"]
-        assert [line.value for line in readers.read(path)][::2] == ["one", "three"]
-    assert "bytes, and an item may take" in errors(file("a.jsonl", '"' + "x" * 2_000 + '"\n1\n'))["line 1"]
-    assert "bytes, and an item may take" in errors(file("a.csv", "input\n" + "x" * 2_000 + "\n1\n"))["line 2"]
+def test_a_line_too_long_is_passed_over_and_not_parsed(file):
+    def too_long(path):
+        return {line.where.partition(", ")[2]: str(line.error) for line in read(path) if line.error is not None}
+
+    def read(path):
+        return readers.read(path, max_input_bytes=1_000)
+
+    for length in (1_000, 1_001, 1_002, 1_003, 2_000, 2_004, 2_500):
+        for newline in ("\n", "\r\n"):
+            path = file("a.txt", newline.join(["one", "x" * length, "three", "y" * 5_000]))
+            found = too_long(path)
+            assert list(found) == (["line 2", "line 4"] if length > 1_000 else ["line 4"])
+            assert "5,000 bytes, and an input may take 1,000 (BATCHMILL_MAX_INPUT_BYTES)" in found["line 4"]
+            assert [line.value for line in read(path)][::2] == ["one", "three"]
+    # Neither is JSON or CSV: what is too long, its newline counted, is not looked at.
+    assert "2,002 bytes" in too_long(file("a.jsonl", '"' + "x" * 2_000 + "\n1\n"))["line 1"]
+    assert "2,002 bytes" in too_long(file("a.csv", 'input\n"' + "x" * 2_000 + "\n1\n"))["line 2"]
+    assert [line.error for line in readers.read(file("b.txt", "x" * 2**20))] == [None]
+    assert [line.error is None for line in readers.read(file("c.txt", "x" * (2**20 + 1)))] == [False]
 
 
 @pytest.mark.parametrize("suffix", readers.SUFFIXES)

@@ -22,6 +22,8 @@ def info(**changes: Any) -> JobInfo:
         "priority": "normal",
         "metadata": {},
         "idempotency_key": None,
+        "retry_of": None,
+        "callback_url": None,
         "counts": JobCounts(items=1200, distinct=1000, cached=300, computed=690, failed=10, truncated=4),
         "stats": JobStats(micro_batches=12.4, real_tokens=9000, padded_tokens=10_000, budget_tokens=20_000),
         "error_code": None,
@@ -30,6 +32,7 @@ def info(**changes: Any) -> JobInfo:
         "queued_at": BEGIN + timedelta(seconds=1),
         "started_at": BEGIN + timedelta(seconds=2),
         "finished_at": BEGIN + timedelta(seconds=6),
+        "expires_at": None,
     }
     return JobInfo.model_validate(values | changes)
 

@@ -47,7 +47,10 @@ def test_every_command_has_help(command: list[str]) -> None:
         ["run", "{texts}", "--model", "m", "-o", "a.csv", "--priority", "urgent"],
         ["submit", "{texts}", "--model", "m", "--param", "precision"],
         ["submit", "{texts}", "--model", "m", "--params", "[]"],
+        ["submit", "{texts}", "--model", "m", "--expires-in", "soon"],
+        ["submit", "{texts}", "--model", "m", "--progress-at", "half"],
         ["jobs", "list", "--state", "sleeping"],
+        ["jobs", "cancel"],
         ["jobs", "list", "--limit", "0"],
         ["models", "add", "m"],
         ["models", "add", "m", "fake:", "--quantization", "int3"],
@@ -69,6 +72,7 @@ def test_parameters_reach_the_submission(texts: str) -> None:
         *("submit", texts, "--model", "m", "--params", '{"precision": "float16", "truncate": true}'),
         *("--param", "truncate=false", "--priority", "bulk", "--idempotency-key", "k"),
         *("--metadata", "night=12", "--metadata", "who=me"),
+        *("--expires-in", "2h", "--callback-url", "https://a.example/", "--progress-at", "25,50"),
         client=client,
     )
 
@@ -80,6 +84,9 @@ def test_parameters_reach_the_submission(texts: str) -> None:
         "priority": "bulk",
         "idempotency_key": "k",
         "metadata": {"night": 12, "who": "me"},
+        "expires_in": 7200,
+        "callback_url": "https://a.example/",
+        "progress_at": [25, 50],
     }
 
 

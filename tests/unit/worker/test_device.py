@@ -1,55 +1,39 @@
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from itertools import count
-from typing import Any, Self
-from uuid import UUID
+from typing import Any
 
 import numpy as np
 import pytest
 
 from contracts.errors import ItemFailed
-from contracts.models import TargetSpec
 from contracts.states import Priority
-from storage.shards import Lease
-from tests.models import model_spec
-from worker.batcher import Block
+from tests.engines import RowEngine, as_vectors, hold
 from worker.device import Computed, Device
-from worker.engines.base import Engine, Output, Prepared
+from worker.engines.base import Output
 from worker.shards import HeldShard
 
 SECONDS = 10
-_numbers = count(1)
 
 
-class Gated(Engine):
+class Gated(RowEngine):
     """Rows are input ids; each pass waits until the test lets it through, where the gate is closed."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Semaphore(0)
-        self.passes: list[list[int]] = []
         self.bad: set[int] = set()
-
-    @classmethod
-    def load(cls, *_: object) -> Self:
-        raise NotImplementedError
-
-    @property
-    def memory_bytes(self) -> int:
-        return 0
-
-    def prepare(self, payloads: Sequence[Any], params: Mapping[str, Any]) -> Prepared:
-        raise NotImplementedError
-
-    def synthetic(self, length: int, count: int) -> list[int]:
-        raise NotImplementedError
+        self.most = 2**30
+        """Rows that memory holds."""
 
     def run(self, rows: Sequence[int], params: Mapping[str, Any]) -> Output:
         self.passes.append(list(rows))
         self.entered.release()
         assert self.gate.wait(SECONDS)
+        if len(rows) > self.most:
+            raise MemoryError
         if self.bad & set(rows):
             raise RuntimeError("bad input")
         return np.array(rows, np.float32)[:, None]
@@ -57,29 +41,6 @@ class Gated(Engine):
     @property
     def computed(self) -> list[int]:
         return [row for rows in self.passes for row in rows]
-
-
-def shard(
-    engine: Engine,
-    ids: Sequence[int],
-    *,
-    target: int = 1,
-    priority: Priority = Priority.NORMAL,
-    lengths: Sequence[int] | None = None,
-    truncated: Sequence[int] = (),
-) -> HeldShard:
-    number = next(_numbers)
-    lease = Lease(UUID(int=number), UUID(int=0), target, UUID(int=-number % 2**128), 1, priority, list(ids))
-    tokens = np.array([4] * len(ids) if lengths is None else lengths, dtype=np.int32)
-    return HeldShard(
-        lease=lease,
-        target=TargetSpec(id=target, model=model_spec(), params={}),
-        engine=engine,
-        input_ids=np.array(ids, dtype=np.int64),
-        rows=list(ids),
-        truncated=np.isin(ids, list(truncated)),
-        block=Block(target, priority.rank, tokens),
-    )
 
 
 class Storage:
@@ -134,9 +95,9 @@ def done(*shards: HeldShard) -> bool:
 
 
 def test_results_are_delivered_once_and_to_whom_they_belong(storage: Storage, engine: Gated) -> None:
-    first = shard(engine, range(100, 200), lengths=[i % 9 for i in range(100)], truncated=[103, 150])
-    second = shard(engine, range(200, 250))
-    other = shard(engine, range(100, 130), target=2)
+    first = hold(engine, range(100, 200), lengths=[i % 9 for i in range(100)], truncated=[103, 150])
+    second = hold(engine, range(200, 250))
+    other = hold(engine, range(100, 130), target=2)
     for one in (first, second, other):
         storage.device.submit(one, 40)
     assert done(first, second, other)
@@ -151,9 +112,9 @@ def test_results_are_delivered_once_and_to_whom_they_belong(storage: Storage, en
 
 def test_what_passes_cost_is_shared_out(storage: Storage, engine: Gated) -> None:
     # Neither fills a pass alone, so both share one; which one waits for the other is the clock's to say.
-    first, second = shard(engine, [1, 2, 3]), shard(engine, [4], priority=Priority.BULK)
+    first, second = hold(engine, [1, 2, 3]), hold(engine, [4], priority=Priority.BULK)
     engine.gate.clear()
-    blocker = shard(engine, [9], target=2)
+    blocker = hold(engine, [9], target=2)
     storage.device.submit(blocker, 4)
     assert engine.entered.acquire(timeout=SECONDS)
     storage.device.submit(first, 20)
@@ -170,7 +131,7 @@ def test_what_passes_cost_is_shared_out(storage: Storage, engine: Gated) -> None
 
 def test_a_shard_ends_when_its_results_are_stored_and_not_before(storage: Storage, engine: Gated) -> None:
     storage.hold()
-    one = shard(engine, [1])
+    one = hold(engine, [1])
     storage.device.submit(one, 4)
     assert storage.device.call(lambda: True)
     while not storage.delivered:
@@ -182,7 +143,7 @@ def test_a_shard_ends_when_its_results_are_stored_and_not_before(storage: Storag
 
 def test_failures_are_told_by_input(storage: Storage, engine: Gated) -> None:
     engine.bad = {2, 12}
-    first, second = shard(engine, [1, 2, 3]), shard(engine, [11, 12, 13])
+    first, second = hold(engine, [1, 2, 3]), hold(engine, [11, 12, 13])
     for one in (first, second):
         storage.device.submit(one, 24)
     assert done(first, second)
@@ -194,7 +155,7 @@ def test_failures_are_told_by_input(storage: Storage, engine: Gated) -> None:
 
 def test_when_all_fail_it_ends(storage: Storage, engine: Gated) -> None:
     engine.bad = {1, 2}
-    one = shard(engine, [1, 2])
+    one = hold(engine, [1, 2])
     one.errors[7] = ItemFailed("too_long", "before it came here")
     storage.device.submit(one, 24)
     assert done(one)
@@ -203,7 +164,7 @@ def test_when_all_fail_it_ends(storage: Storage, engine: Gated) -> None:
 
 
 def test_a_shard_with_nothing_to_compute_is_finished(storage: Storage, engine: Gated) -> None:
-    one = shard(engine, [])
+    one = hold(engine, [])
     storage.device.submit(one, 24)
     assert one.finished.is_set()
     assert not one.abandoned
@@ -216,8 +177,8 @@ class TestTheSameInput:
     def test_is_computed_once_and_all_of_them_end(self, storage: Storage, engine: Gated, bad: set[int]) -> None:
         engine.bad = bad
         engine.gate.clear()
-        first, second = shard(engine, [1, 2, 3, 4]), shard(engine, [3, 4, 5, 6])
-        third, same = shard(engine, [5, 4, 1, 7]), shard(engine, [3, 4])
+        first, second = hold(engine, [1, 2, 3, 4]), hold(engine, [3, 4, 5, 6])
+        third, same = hold(engine, [5, 4, 1, 7]), hold(engine, [3, 4])
         everyone = (first, second, third, same)
         for one in everyone:
             storage.device.submit(one, 8)
@@ -232,10 +193,10 @@ class TestTheSameInput:
 
     def test_is_left_to_whoever_has_computed_it_but_not_stored_it_yet(self, storage: Storage, engine: Gated) -> None:
         storage.hold()
-        first = shard(engine, [1, 2])
+        first = hold(engine, [1, 2])
         storage.device.submit(first, 8)
         assert engine.entered.acquire(timeout=SECONDS)
-        second = shard(engine, [2, 1])
+        second = hold(engine, [2, 1])
         storage.device.submit(second, 8)
         storage.device.call(lambda: None)
         assert not second.finished.is_set()
@@ -248,14 +209,14 @@ class TestTheSameInput:
     def test_is_computed_again_once_it_is_settled(self, storage: Storage, engine: Gated) -> None:
         # It would be found in the database before: who comes here all the same has a reason.
         for _ in range(2):
-            one = shard(engine, [1])
+            one = hold(engine, [1])
             storage.device.submit(one, 8)
             assert done(one)
         assert engine.computed == [1, 1]
 
     def test_is_not_waited_for_where_it_is_settled(self, storage: Storage, engine: Gated) -> None:
         storage.hold()
-        first, second = shard(engine, [1, 2]), shard(engine, [1])
+        first, second = hold(engine, [1, 2]), hold(engine, [1])
         storage.device.submit(first, 4)
         while len(storage.delivered) < 2:
             storage.device.call(lambda: None)
@@ -267,7 +228,7 @@ class TestTheSameInput:
         assert not first.finished.is_set()
 
     def test_of_another_target_is_another_result(self, storage: Storage, engine: Gated) -> None:
-        first, second = shard(engine, [1]), shard(engine, [1], target=2)
+        first, second = hold(engine, [1]), hold(engine, [1], target=2)
         for one in (first, second):
             storage.device.submit(one, 8)
         assert done(first, second)
@@ -275,11 +236,11 @@ class TestTheSameInput:
 
     def test_is_as_urgent_as_the_most_urgent_who_waits_for_it(self, storage: Storage, engine: Gated) -> None:
         engine.gate.clear()
-        storage.device.submit(shard(engine, [1]), 4)
+        storage.device.submit(hold(engine, [1]), 4)
         assert engine.entered.acquire(timeout=SECONDS)
-        bulk = shard(engine, [5, 6], priority=Priority.BULK)
-        normal = shard(engine, range(10, 20))
-        urgent = shard(engine, [5, 6], priority=Priority.INTERACTIVE)
+        bulk = hold(engine, [5, 6], priority=Priority.BULK)
+        normal = hold(engine, range(10, 20))
+        urgent = hold(engine, [5, 6], priority=Priority.INTERACTIVE)
         for one in (bulk, normal, urgent):
             storage.device.submit(one, 8)
         engine.gate.set()
@@ -288,9 +249,9 @@ class TestTheSameInput:
 
     def test_wakes_those_who_wait_when_it_is_abandoned(self, storage: Storage, engine: Gated) -> None:
         engine.gate.clear()
-        storage.device.submit(shard(engine, [99], target=2), 4)
+        storage.device.submit(hold(engine, [99], target=2), 4)
         assert engine.entered.acquire(timeout=SECONDS)
-        first, second, third = shard(engine, [1, 2]), shard(engine, [2, 3]), shard(engine, [8])
+        first, second, third = hold(engine, [1, 2]), hold(engine, [2, 3]), hold(engine, [8])
         for one in (first, second, third):
             storage.device.submit(one, 4)
         storage.device.abandon(lambda held: held is first)
@@ -298,7 +259,7 @@ class TestTheSameInput:
         assert first.finished.is_set()
         assert second.finished.is_set()
         # Nobody follows one that is gone.
-        fourth = shard(engine, [1, 2])
+        fourth = hold(engine, [1, 2])
         storage.device.submit(fourth, 4)
         engine.gate.set()
         assert done(third, fourth)
@@ -307,7 +268,7 @@ class TestTheSameInput:
 
 def test_what_is_in_flight_when_it_is_abandoned_is_still_delivered(storage: Storage, engine: Gated) -> None:
     engine.gate.clear()
-    one = shard(engine, [1, 2, 3, 4])
+    one = hold(engine, [1, 2, 3, 4])
     storage.device.submit(one, 8)
     assert engine.entered.acquire(timeout=SECONDS)
     storage.device.abandon(lambda _: True)
@@ -322,10 +283,10 @@ def test_what_is_in_flight_when_it_is_abandoned_is_still_delivered(storage: Stor
 
 def test_urgent_shards_go_first(storage: Storage, engine: Gated) -> None:
     engine.gate.clear()
-    storage.device.submit(shard(engine, [0]), 4)
+    storage.device.submit(hold(engine, [0]), 4)
     assert engine.entered.acquire(timeout=SECONDS)
     made = {
-        priority: shard(engine, [10 * priority.rank + 10 + i for i in range(2)], priority=priority)
+        priority: hold(engine, [10 * priority.rank + 10 + i for i in range(2)], priority=priority)
         for priority in (Priority.BULK, Priority.NORMAL, Priority.INTERACTIVE)
     }
     for one in made.values():
@@ -337,7 +298,7 @@ def test_urgent_shards_go_first(storage: Storage, engine: Gated) -> None:
 
 def test_calls_run_between_passes(storage: Storage, engine: Gated) -> None:
     engine.gate.clear()
-    one = shard(engine, range(4))
+    one = hold(engine, range(4))
     storage.device.submit(one, 4)
     assert engine.entered.acquire(timeout=SECONDS)
     with ThreadPoolExecutor(2) as threads:
@@ -356,7 +317,7 @@ def test_calls_that_are_not_reached_are_cancelled() -> None:
     storage, engine = Storage(), Gated()
     engine.gate.clear()
     storage.device.start()
-    storage.device.submit(shard(engine, [1]), 4)
+    storage.device.submit(hold(engine, [1]), 4)
     assert engine.entered.acquire(timeout=SECONDS)
     with ThreadPoolExecutor(2) as threads:
         call = threads.submit(storage.device.call, lambda: None)
@@ -369,6 +330,131 @@ def test_calls_that_are_not_reached_are_cancelled() -> None:
         with pytest.raises(CancelledError):
             call.result(SECONDS)
         stopping.result(SECONDS)
+
+
+def test_what_drains_lets_go_of_all_that_is_held_and_all_that_comes(storage: Storage, engine: Gated) -> None:
+    engine.gate.clear()
+    first, second = hold(engine, [1, 2]), hold(engine, [3])
+    storage.device.submit(first, 4)
+    assert engine.entered.acquire(timeout=SECONDS)
+    with ThreadPoolExecutor(1) as threads:
+        call = threads.submit(storage.device.call, lambda: None)
+        while not storage.device._calls:
+            assert not call.done()
+        storage.device.drain()
+        with pytest.raises(CancelledError):
+            call.result(SECONDS)
+    storage.device.submit(second, 4)
+    assert done(first, second)
+    assert first.abandoned
+    assert second.abandoned
+    with pytest.raises(CancelledError):
+        storage.device.call(lambda: None)
+    engine.gate.set()
+    while not storage.delivered:
+        assert storage.device._thread.is_alive()
+    assert engine.computed == [1]
+
+
+def test_a_call_of_many_passes_ends_when_it_drains(storage: Storage) -> None:
+    passes = threading.Semaphore(0)
+    over = threading.Event()
+
+    def endless() -> None:
+        while not over.is_set():
+            storage.device.checkpoint()
+            passes.release()
+
+    with ThreadPoolExecutor(1) as threads:
+        call = threads.submit(storage.device.call, endless)
+        for _ in range(3):
+            assert passes.acquire(timeout=SECONDS)
+        storage.device.drain()
+        try:
+            with pytest.raises(CancelledError):
+                call.result(SECONDS)
+        finally:
+            over.set()
+
+
+class TestMemoryThatIsTooSmall:
+    """For the passes that the budget asks for."""
+
+    def test_lowers_the_budgets_of_the_model_for_good(self, storage: Storage, engine: Gated) -> None:
+        engine.most = 2
+        first = hold(engine, range(100, 116))
+        storage.device.submit(first, 32)
+        assert done(first)
+        assert storage.of(first) == {input_id: float(input_id) for input_id in range(100, 116)}
+        assert [len(rows) for rows in engine.passes] == [8, 4, 2, 2, 4, 2, 2, 2, 2, 2, 2]
+        assert first.ceiling_tokens == 8
+        # Of another target of this model, and with the budget that was measured once.
+        engine.passes.clear()
+        second = hold(engine, range(6), target=2)
+        storage.device.submit(second, 32)
+        assert done(second)
+        assert [len(rows) for rows in engine.passes] == [2, 2, 2]
+        assert second.ceiling_tokens is None
+
+    def test_lowers_the_budgets_of_shards_that_are_held_already(self, storage: Storage, engine: Gated) -> None:
+        engine.most = 2
+        engine.gate.clear()
+        blocker, first = hold(engine, [0]), hold(engine, range(10, 14), priority=Priority.INTERACTIVE)
+        second = hold(engine, range(20, 24), target=2)
+        for one in (blocker, first, second):
+            storage.device.submit(one, 16)
+        engine.gate.set()
+        assert done(blocker, first, second)
+        assert max(len(rows) for rows in engine.passes if rows[0] >= 20) == 2
+
+    def test_is_no_matter_of_other_models(self, storage: Storage, engine: Gated) -> None:
+        engine.most = 2
+        engine.gate.clear()
+        storage.device.submit(first := hold(engine, range(4)), 16)
+        assert engine.entered.acquire(timeout=SECONDS)
+        before, after = (hold(RowEngine(), range(4), target=target, model=7) for target in (3, 4))
+        storage.device.submit(before, 16)
+        engine.gate.set()
+        assert done(first, before)
+        storage.device.submit(after, 16)
+        assert done(after)
+        for other in (before, after):
+            assert isinstance(other.engine, RowEngine)
+            assert [len(rows) for rows in other.engine.passes] == [4]
+
+
+def test_a_pass_that_does_not_end_is_seen(storage: Storage, engine: Gated) -> None:
+    assert storage.device.stalled_for() == 0
+    engine.gate.clear()
+    storage.device.submit(one := hold(engine, [1]), 8)
+    assert engine.entered.acquire(timeout=SECONDS)
+    while storage.device.stalled_for() < 0.02:
+        assert not one.finished.is_set()
+    engine.gate.set()
+    assert done(one)
+    while storage.device.stalled_for():
+        assert storage.device._thread.is_alive()
+
+
+def test_each_pass_of_a_bisection_and_of_a_call_counts_by_itself(storage: Storage) -> None:
+    began: list[float | None] = []
+
+    def compute(rows: list[int]) -> Output:
+        began.append(storage.device._pass_began)
+        if 1 in rows:
+            raise RuntimeError
+        return as_vectors(rows)
+
+    def call() -> None:
+        for _ in range(3):
+            storage.device.checkpoint()
+            began.append(storage.device._pass_began)
+
+    storage.device.submit(one := hold(RowEngine(compute), range(4)), 16)
+    assert done(one)
+    storage.device.call(call)
+    assert None not in began
+    assert len(set(began)) == len(began) == 5 + 3
 
 
 def _raise(error: Exception) -> Callable[[], None]:

@@ -160,6 +160,17 @@ def test_memory_is_known(case: Case) -> None:
     assert 1_000_000 <= case.engine.memory_bytes <= 100_000_000
 
 
+def test_a_full_memory_is_told_from_other_failures(case: Case) -> None:
+    for allocate in (lambda: torch.empty(2**55, dtype=torch.uint8), lambda: np.empty(2**55, np.uint8)):
+        with pytest.raises((RuntimeError, MemoryError)) as full:
+            allocate()
+        assert case.engine.ran_out_of_memory(full.value)
+    with pytest.raises(RuntimeError) as other:
+        torch.ones(2) @ torch.ones(3)
+    assert not case.engine.ran_out_of_memory(other.value)
+    case.engine.free_memory()
+
+
 def test_what_is_no_number_stays_visible(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeEngine.load(model_spec(source="fake:?nan=odd"), MINILM, "cpu")
     embed = EmbedEngine.load(model_spec(engine="embed"), MINILM, "cpu")

@@ -1,3 +1,6 @@
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -33,6 +36,8 @@ def test_the_source_is_parsed() -> None:
         ("fake:?delay=inf", "delay: "),
         ("fake:?fail=", "fail: "),
         ("fake:?fail", "bad query field"),
+        ("fake:?oom=-1", "oom: "),
+        ("fake:?unloadable=perhaps", "unloadable: .*valid boolean"),
         ("fake:///?delay=1", "write fake:"),
         ("hf:model", "write fake:"),
     ],
@@ -81,6 +86,70 @@ def test_a_marked_input_gives_what_is_no_number() -> None:
     labels = compute(engine("fake:?nan=odd", "classify"), ["odd", "even"])
     assert np.isnan(labels[0][0]["score"])
     assert np.isfinite(labels[1][0]["score"])
+
+
+def test_memory_may_be_small() -> None:
+    fake = engine("fake:?oom=2")
+    rows = fake.prepare(["a", "b", "c"], {}).rows
+    assert len(fake.run(rows[:2], {})) == 2
+    with pytest.raises(MemoryError, match="3 inputs, and this fake model has memory for 2"):
+        fake.run(rows, {})
+
+
+def test_an_input_may_not_fit_into_memory() -> None:
+    fake = engine("fake:?oom_on=vast&fail=bad&nan=odd")
+    rows = fake.prepare(["a vast one", "a bad one", "an odd one", "a vast, bad and odd one", "one"], {}).rows
+    for place in (0, 3):
+        with pytest.raises(MemoryError, match="vast"):
+            fake.run(rows[place : place + 1], {})
+    with pytest.raises(RuntimeError, match="bad"):
+        fake.run(rows[1:3], {})
+    assert np.isnan(fake.run(rows[2:3], {})).all()
+    np.testing.assert_array_equal(fake.run(rows[4:], {}), compute(engine(), ["one"]))
+
+
+COMPUTE = """
+import sys
+from pathlib import Path
+from tests.models import model_spec
+from worker.engines.fake import FakeEngine
+
+print("loading", flush=True)
+fake = FakeEngine.load(model_spec(source=sys.argv[1]), Path(), "cpu")
+for text in ("good", "bad"):
+    fake.run(fake.prepare([text, "another"], {}).rows, {})
+    print(text, flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "said", "ended_by"),
+    [
+        ("fake:?kill=bad", ["loading", "good"], signal.SIGKILL),
+        ("fake:?segfault=bad", ["loading", "good"], signal.SIGSEGV),
+        ("fake:?load_kill=1", ["loading"], signal.SIGKILL),
+    ],
+)
+def test_a_process_may_die_of_it(source: str, said: list[str], ended_by: int) -> None:
+    command = [sys.executable, "-c", COMPUTE, source]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout.split(), done.returncode) == (said, -ended_by)
+
+
+def test_a_pass_may_last_for_ever() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", COMPUTE, "fake:?hang=bad"], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert [next(process.stdout).strip() for _ in range(2)] == ["loading", "good"]
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.2)
+        process.kill()
+
+
+def test_it_may_refuse_to_be_loaded() -> None:
+    with pytest.raises(ModelLoadFailed, match="refuses"):
+        engine("fake:?unloadable=1")
 
 
 def test_delays_are_kept() -> None:

@@ -62,19 +62,19 @@ def test_the_least_recently_used_leaves(cache: ModelCache, loader: Loader) -> No
     use(cache, spec(2))
     use(cache, spec(1))
     use(cache, spec(3))
-    assert sorted(cache.capacity().loaded) == [1, 3]
+    assert sorted(cache.capacity(idle=True).loaded) == [1, 3]
     use(cache, spec(1))
     assert loader.loaded == [1, 2, 3]
     use(cache, spec(4, 100))
-    assert cache.capacity().loaded == [4]
+    assert cache.capacity(idle=True).loaded == [4]
 
 
 def test_nothing_leaves_that_need_not(cache: ModelCache) -> None:
     for number, memory in ((1, 40), (2, 30), (3, 30)):
         use(cache, spec(number, memory))
-    assert sorted(cache.capacity().loaded) == [1, 2, 3]
+    assert sorted(cache.capacity(idle=True).loaded) == [1, 2, 3]
     use(cache, spec(4, 35))
-    assert sorted(cache.capacity().loaded) == [2, 3, 4]
+    assert sorted(cache.capacity(idle=True).loaded) == [2, 3, 4]
 
 
 def test_what_is_pinned_stays(cache: ModelCache) -> None:
@@ -82,24 +82,24 @@ def test_what_is_pinned_stays(cache: ModelCache) -> None:
     cache.load(pinned)
     use(cache, spec(2))
     use(cache, spec(3))
-    assert sorted(cache.capacity().loaded) == [1, 3]
-    assert cache.capacity().free_bytes == LIMIT - 40
+    assert sorted(cache.capacity(idle=True).loaded) == [1, 3]
+    assert cache.capacity(idle=True).free_bytes == LIMIT - 40
     twice = cache.pin(spec(1))
     cache.unpin(pinned)
-    assert cache.capacity().free_bytes == LIMIT - 40
+    assert cache.capacity(idle=True).free_bytes == LIMIT - 40
     cache.unpin(twice)
-    assert cache.capacity().free_bytes == LIMIT
-    assert cache.capacity().total_bytes == LIMIT
+    assert cache.capacity(idle=True).free_bytes == LIMIT
+    assert cache.capacity(idle=True).total_bytes == LIMIT
 
 
 def test_what_a_model_takes_is_measured(cache: ModelCache) -> None:
     resident = cache.pin(spec(1, 40, measured=70))
-    assert cache.capacity().free_bytes == 60
+    assert cache.capacity(idle=True).free_bytes == 60
     cache.load(resident)
-    assert cache.capacity().free_bytes == 30
+    assert cache.capacity(idle=True).free_bytes == 30
     cache.unpin(resident)
     use(cache, spec(2, 40))
-    assert cache.capacity().loaded == [2]
+    assert cache.capacity(idle=True).loaded == [2]
 
 
 def test_a_model_that_never_fits_says_both_sizes(cache: ModelCache, loader: Loader) -> None:
@@ -107,7 +107,7 @@ def test_a_model_that_never_fits_says_both_sizes(cache: ModelCache, loader: Load
     with pytest.raises(ModelTooLarge, match=r"model2@1 needs about 123,456 bytes .* 100 here.*BATCHMILL_MODEL_MEMORY"):
         cache.pin(spec(2, 123_456))
     # Nothing had to leave for it.
-    assert cache.capacity().loaded == [1]
+    assert cache.capacity(idle=True).loaded == [1]
     use(cache, spec(3, LIMIT))
     assert loader.loaded == [1, 3]
 
@@ -127,7 +127,7 @@ def test_those_who_ask_at_once_wait_for_one_load(loader: Loader) -> None:
         assert started.wait(10)
         # Others are not held up meanwhile.
         cache.unpin(cache.pin(spec(2)))
-        assert cache.capacity().free_bytes == 60
+        assert cache.capacity(idle=True).free_bytes == 60
         go_on.set()
         assert len({id(load.result(10)[0]) for load in loads}) == 1
     assert loader.loaded == [1]
@@ -147,7 +147,7 @@ def test_a_model_that_cannot_be_loaded_leaves(loader: Loader) -> None:
         with pytest.raises(ModelLoadFailed):
             cache.load(resident)
         cache.unpin(resident)
-    assert cache.capacity().loaded == []
+    assert cache.capacity(idle=True).loaded == []
     broken = False
     use(cache, spec(1))
-    assert cache.capacity().loaded == [1]
+    assert cache.capacity(idle=True).loaded == [1]

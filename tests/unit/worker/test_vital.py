@@ -1,22 +1,24 @@
+import os
 import subprocess
 import sys
 
 SCRIPT = """
-import signal, sys, time
+import atexit, sys, threading
 from worker.vital import vital_thread
 
-def ended(*_):
-    print("asked to end", flush=True)
-    sys.exit(0)
+atexit.register(print, "given back", flush=True)
 
-signal.signal(signal.SIGTERM, ended)
+def die_of(text):
+    raise RuntimeError(f"it quotes {text}")
 
 def loop():
     if sys.argv[1] == "dies":
-        raise RuntimeError("of this")
+        die_of("an input")
 
-vital_thread("device", loop).start()
-signal.sigtimedwait([], 10) if sys.argv[1] == "dies" else None
+thread = vital_thread("device", loop)
+thread.start()
+thread.join()
+threading.Event().wait(10) if sys.argv[1] == "dies" else None
 print("still here", flush=True)
 """
 
@@ -28,10 +30,13 @@ def run(how: str) -> subprocess.CompletedProcess[str]:
 
 def test_a_process_ends_with_a_vital_thread_that_dies() -> None:
     done = run("dies")
-    assert done.stdout == "asked to end\n"
-    assert "the device thread died" in done.stderr
-    assert "of this" in done.stderr
+    assert done.returncode == os.EX_SOFTWARE
+    assert done.stdout == ""
+    assert "the device thread died of RuntimeError" in done.stderr
+    assert "in die_of" in done.stderr
+    assert "this worker ends" in done.stderr.splitlines()[-1]
+    assert "an input" not in done.stderr.replace('die_of("an input")', "")
 
 
 def test_a_thread_that_returns_ends_nothing() -> None:
-    assert run("returns").stdout == "still here\n"
+    assert run("returns").stdout == "still here\ngiven back\n"

@@ -1,0 +1,187 @@
+"""Claiming: the most urgent shard of a pool becomes a lease."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import Connection, Row, bindparam, text
+from sqlalchemy.dialects.postgresql import ARRAY, BIGINT
+
+from contracts.states import CLAIMABLE_JOB_STATES, Priority
+from storage import jobs
+from storage.shards import Lease
+
+STARVING = timedelta(seconds=30)
+"""A job not served for so long goes before jobs whose model happens to be in memory."""
+ALONE_PATIENCE = timedelta(seconds=2)
+"""How long a shard that must run alone waits for a process to become idle before processes make themselves idle."""
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What a process could serve now."""
+
+    loaded: Sequence[int] = ()
+    """Ids of the models in memory."""
+    free_bytes: int = 2**62
+    """Memory that another model could take."""
+    total_bytes: int = 2**62
+    """Memory for models; what needs more is claimed all the same, so that its job fails with the reason."""
+    idle: bool = True
+    """Whether it holds no shard: only then may it take one that must run alone."""
+
+
+_OPEN = "jobs.state IN ('queued', 'running') AND (jobs.expires_at IS NULL OR jobs.expires_at > now())"
+# A shard is left alone while an equal one of another job is being computed: afterwards it is all in the cache. Equal
+# jobs are cut alike, so that the first input tells.
+_CLAIMABLE = """
+    shards.state = 'queued' AND (shards.not_before IS NULL OR shards.not_before <= now())
+    AND NOT EXISTS (
+        SELECT FROM shards AS twin JOIN jobs AS other ON other.id = twin.job_id
+        WHERE twin.state = 'leased' AND twin.job_id <> shards.job_id AND other.target_id = jobs.target_id
+          AND twin.input_ids[1] = shards.input_ids[1])
+"""
+_ALONE = f"EXISTS (SELECT FROM shards WHERE shards.job_id = jobs.id AND shards.alone AND {_CLAIMABLE})"
+
+_PICK_JOB = text(f"""
+    SELECT jobs.id, jobs.priority, jobs.target_id, models.id AS model_id FROM jobs
+    JOIN targets ON targets.id = jobs.target_id JOIN models ON models.id = targets.model_id
+    WHERE jobs.pool = :pool AND {_OPEN} AND jobs.priority <= :lowest
+      AND (models.id = ANY(:loaded) OR models.memory_bytes <= :free OR models.memory_bytes > :total)
+      AND EXISTS (SELECT FROM shards WHERE shards.job_id = jobs.id AND (:idle OR NOT shards.alone) AND {_CLAIMABLE})
+    ORDER BY jobs.priority,
+             NOT (:idle AND {_ALONE}),
+             NOT (models.id = ANY(:loaded) OR coalesce(jobs.served_at, jobs.queued_at) < now() - :starving),
+             jobs.service, jobs.queued_at, jobs.id
+    LIMIT 1
+""").bindparams(bindparam("loaded", type_=ARRAY(BIGINT)))
+
+_TAKE_SHARD = text(f"""
+    UPDATE shards SET state = 'leased', token = gen_random_uuid(), attempt = attempt + 1, worker = :worker,
+                      lease_expires_at = now() + :lease, not_before = NULL, loading = :loading
+    WHERE id = (SELECT shards.id FROM shards JOIN jobs ON jobs.id = shards.job_id
+                WHERE shards.job_id = :job_id AND (:idle OR NOT shards.alone) AND {_CLAIMABLE}
+                ORDER BY shards.alone DESC, shards.ordinal LIMIT 1 FOR UPDATE OF shards SKIP LOCKED)
+    RETURNING id, token, attempt, alone, loading, input_ids, estimated_tokens
+""")
+
+_CHARGE_JOB = text("""
+    UPDATE jobs SET state = 'running', started_at = coalesce(started_at, now()), served_at = now(),
+                    service = service + :tokens
+    WHERE id = :job_id AND state IN ('queued', 'running')
+""")
+
+_ALONE_WAITS = text(f"""
+    SELECT min(jobs.priority) FROM jobs JOIN shards ON shards.job_id = jobs.id
+    WHERE jobs.pool = :pool AND {_OPEN} AND shards.alone AND shards.not_before < now() - :patience AND {_CLAIMABLE}
+""")
+
+
+def claim(
+    connection: Connection,
+    *,
+    pool: str,
+    worker: str,
+    lease: timedelta,
+    lowest: Priority = Priority.BULK,
+    capacity: Capacity | None = None,
+) -> Lease | None:
+    """Lease the most urgent shard of a pool; None when there is nothing to claim.
+
+    Urgent is: the priority class; within it shards that must run alone, where the process is idle; then jobs whose
+    model is in memory, and those that starve; then the job that was served least; then age. While a shard that must
+    run alone has waited for long, a process that is not idle takes only what is more urgent, until it is idle.
+
+    Args:
+        connection: In a transaction of its own.
+        pool: Whose shards.
+        worker: Who claims: `host:pid`, by which its leases are given back when it is known to be dead.
+        lease: How long the shard is held without a heartbeat.
+        lowest: The least urgent class to take.
+        capacity: What the process could serve.
+    """
+    wanted = _wanted(pool, lowest, capacity or Capacity())
+    if not wanted["idle"]:
+        waits = connection.execute(_ALONE_WAITS, {"pool": pool, "patience": ALONE_PATIENCE}).scalar_one()
+        if waits is not None:
+            wanted["lowest"] = min(wanted["lowest"], waits - 1)
+    while (job := connection.execute(_PICK_JOB, wanted).first()) is not None:
+        # Someone may take the job's last shard, or end the job, before its lock is ours: then the next job is
+        # looked for, without that lock, as whoever holds several can wait for one who waits for him.
+        with connection.begin_nested() as attempt:
+            taken = _take(connection, job, wanted, worker, lease)
+            if taken is not None:
+                return taken
+            attempt.rollback()
+    return None
+
+
+def could_claim(connection: Connection, *, pool: str, capacity: Capacity) -> bool:
+    """Whether `claim` would find a shard for such a process now."""
+    return connection.execute(_PICK_JOB, _wanted(pool, Priority.BULK, capacity)).first() is not None
+
+
+def _wanted(pool: str, lowest: Priority, capacity: Capacity) -> dict[str, Any]:
+    return {
+        "pool": pool,
+        "lowest": lowest.rank,
+        "loaded": list(capacity.loaded),
+        "free": capacity.free_bytes,
+        "total": capacity.total_bytes,
+        "idle": capacity.idle,
+        "starving": STARVING,
+    }
+
+
+def _take(
+    connection: Connection, job: Row[Any], wanted: Mapping[str, Any], worker: str, lease: timedelta
+) -> Lease | None:
+    if jobs.lock(connection, job.id) not in CLAIMABLE_JOB_STATES:
+        return None
+    how = {"worker": worker, "lease": lease, "idle": wanted["idle"], "loading": job.model_id not in wanted["loaded"]}
+    shard = connection.execute(_TAKE_SHARD, {"job_id": job.id, **how}).first()
+    if shard is None:
+        return None
+    connection.execute(_CHARGE_JOB, {"job_id": job.id, "tokens": shard.estimated_tokens})
+    return Lease(
+        shard_id=shard.id,
+        job_id=job.id,
+        target_id=job.target_id,
+        token=shard.token,
+        attempt=shard.attempt,
+        alone=shard.alone,
+        loading=shard.loading,
+        priority=Priority.of_rank(job.priority),
+        input_ids=shard.input_ids,
+    )
+
+
+def claimable(connection: Connection, most: int) -> dict[str, int]:
+    """By pool: how many shards could be claimed now, counted up to `most`."""
+    rows = connection.execute(
+        text(f"""
+            SELECT pools.pool, count(*)
+            FROM (SELECT DISTINCT pool FROM jobs WHERE state IN ('queued', 'running')) AS pools,
+                LATERAL (SELECT FROM shards JOIN jobs ON jobs.id = shards.job_id
+                         WHERE jobs.pool = pools.pool AND {_OPEN} AND {_CLAIMABLE}
+                         LIMIT :most) AS found
+            GROUP BY pools.pool
+        """),
+        {"most": most},
+    )
+    return {row[0]: row[1] for row in rows}
+
+
+def any_claimable(connection: Connection, pool: str) -> bool:
+    """Whether at least one shard of the pool could be claimed now."""
+    return bool(
+        connection.execute(
+            text(f"""
+                SELECT EXISTS (
+                    SELECT FROM jobs JOIN shards ON shards.job_id = jobs.id
+                    WHERE jobs.pool = :pool AND {_OPEN} AND {_CLAIMABLE})
+            """),
+            {"pool": pool},
+        ).scalar_one()
+    )

@@ -1,0 +1,60 @@
+"""Retention: jobs that ended long ago go, then results and inputs that no remaining job refers to.
+
+The order of the steps is what makes each of them safe: a job's row goes before its items, items before what they refer
+to. A purge may end anywhere, and several may run at once.
+"""
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from storage import oldjobs, unused
+from storage.database import Database
+
+
+@dataclass(frozen=True)
+class Retention:
+    """How long things are kept; for ever where it is None."""
+
+    jobs: timedelta | None
+    """After the job ended."""
+    results: timedelta | None
+    """Results and inputs, from when they came into being, as long as no job refers to them."""
+
+
+@dataclass(frozen=True)
+class Purged:
+    """What a purge removed, or would."""
+
+    jobs: int
+    items: int
+    results: int
+    inputs: int
+
+
+def purge(database: Database, retention: Retention) -> Purged:
+    """Remove what is older than it need be, in small transactions.
+
+    Raises:
+        DatabaseBusy: Another purge is under way, or submissions leave no gap; the next one goes on.
+        DatabaseUnavailable: Postgres does not answer.
+    """
+    jobs = oldjobs.delete(database, retention.jobs)
+    items = oldjobs.delete_orphans(database)
+    results = inputs = 0
+    if retention.results is not None:
+        results = unused.delete_results(database, retention.results)
+        inputs = unused.delete_inputs(database, retention.results)
+    return Purged(jobs, items, results, inputs)
+
+
+def preview(database: Database, retention: Retention) -> Purged:
+    """What a purge would remove now.
+
+    Raises:
+        DatabaseBusy: A purge is under way.
+        DatabaseUnavailable: Postgres does not answer.
+    """
+    with database.transaction() as connection:
+        jobs, items = oldjobs.count(connection, retention.jobs)
+        results, inputs = unused.count(connection, retention.jobs, retention.results)
+    return Purged(jobs, items, results, inputs)

@@ -1,0 +1,317 @@
+"""The faults: each strikes while a lease is held, and writes down what was held.
+
+A record of the fault ledger has a name, the leases, and where it concerns one process only, its ordinal. `until` stands
+where living processes lose leases: when they can know of it.
+"""
+
+import signal
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from tests.faults import inputs
+from tests.faults.crash import CLIENT_POINTS, CrashPoint
+from tests.faults.ledger import read_journal
+from tests.faults.nursery import Process
+from tests.faults.submitting import Plan
+from tests.faults.world import PLAIN, World
+
+PATIENCE = 60.0
+"""Seconds that a fault waits for its moment."""
+
+
+class Fault(ABC):
+    """Something that goes wrong."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def strike(self, world: World) -> None:
+        """Let it happen; what is to be undone later, is scheduled."""
+
+    def possible(self, world: World) -> bool:
+        """Whether this machine allows it."""
+        return True
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+def _moment(world: World) -> list[str]:
+    """Wait until something is leased; what."""
+    held: list[str] = []
+
+    def any_held() -> bool:
+        held[:] = [str(row.id) for row in world.leased()]
+        return bool(held)
+
+    if not world.wait(any_held, PATIENCE):
+        raise AssertionError("nothing was leased for a minute: the fault had nothing to strike")
+    return held
+
+
+def _victim(world: World, fit: Callable[[Process], bool] = lambda _: True) -> tuple[Process, list[str]]:
+    """A worker that holds leases, stopped in its tracks so that it still does; and which."""
+    found: list[tuple[Process, list[str]]] = []
+
+    def stop_one() -> bool:
+        workers = [worker for worker in world.workers if fit(worker) and not worker.stopped]
+        for worker in world.rng.sample(workers, len(workers)):
+            if not world.held_by(worker):
+                continue
+            worker.send(signal.SIGSTOP)
+            if held := world.held_by(worker):
+                found.append((worker, held))
+                return True
+            worker.send(signal.SIGCONT)
+        return False
+
+    if not world.wait(stop_one, PATIENCE):
+        raise AssertionError("no worker held a lease for a minute: the fault had nobody to strike")
+    return found[0]
+
+
+class Kill(Fault):
+    """SIGKILL of a worker that holds leases."""
+
+    name = "kill"
+
+    def strike(self, world: World) -> None:
+        victim, held = _victim(world)
+        world.record(fault=self.name, process=victim.ordinal, held=held)
+        victim.send(signal.SIGKILL)
+
+
+class Terminate(Fault):
+    """SIGTERM of every worker that holds leases, one after the other, as a rollout does."""
+
+    name = "rolling_sigterm"
+
+    def strike(self, world: World) -> None:
+        for worker in world.workers:
+            held = world.held_by(worker)
+            world.record(fault=self.name, process=worker.ordinal, held=held)
+            worker.send(signal.SIGTERM)
+            if not world.wait(lambda: worker.code is not None, 30):  # noqa: B023 - called here
+                raise AssertionError(f"a worker did not leave within 30 s of SIGTERM: {worker.log}")
+
+
+class Zombie(Fault):
+    """SIGSTOP for a lease and a half, then SIGCONT: it wakes up and finds that its leases are someone else's."""
+
+    name = "zombie"
+
+    def strike(self, world: World) -> None:
+        victim, held = _victim(world)
+        seconds = 1.5 * world.shape.lease
+        victim.stopped = True
+
+        def wake() -> None:
+            victim.stopped = False
+            victim.send(signal.SIGCONT)
+
+        world.record(fault=self.name, process=victim.ordinal, held=held, until=time.monotonic() + seconds)
+        world.later(seconds, wake)
+
+
+class Crash(Fault):
+    """A worker that dies at an exact point."""
+
+    def __init__(self, point: CrashPoint) -> None:
+        self.name = str(point)  # type: ignore[misc]
+        self._point = point
+
+    def strike(self, world: World) -> None:
+        worker = world.spawn(crash=self._point)
+        if not world.wait(lambda: worker.code is not None, PATIENCE):
+            raise AssertionError(f"a worker did not come to {self._point} within a minute: {worker.log}")
+        if worker.code != -signal.SIGKILL:
+            raise AssertionError(f"a worker ended with code {worker.code} before {self._point}: {worker.log}")
+
+
+class ClientCrash(Fault):
+    """A client that dies while it submits; it is not always that someone tries again."""
+
+    def __init__(self, point: CrashPoint, plan: Callable[[], Plan]) -> None:
+        self.name = str(point)  # type: ignore[misc]
+        self._point = point
+        self._plan = plan
+
+    def strike(self, world: World) -> None:
+        _moment(world)
+        for retried in (False, True):
+            plan = self._plan().model_copy(update={"retried": retried, "chunk": 50})
+            client = world.submit([plan], crash=self._point)
+            if not world.wait(lambda: client.code is not None, PATIENCE):  # noqa: B023 - called here
+                raise AssertionError(f"a client did not come to {self._point}: {client.log}")
+            if client.code != -signal.SIGKILL:
+                raise AssertionError(f"a client ended with code {client.code} before {self._point}: {client.log}")
+
+
+class Wipe(Fault):
+    """FLUSHALL."""
+
+    name = "flushall"
+
+    def strike(self, world: World) -> None:
+        world.record(fault=self.name, held=_moment(world))
+        world.broker.wipe()
+
+
+class BrokerKill(Fault):
+    """SIGKILL of the broker, which is started again."""
+
+    name = "broker_kill"
+
+    def strike(self, world: World) -> None:
+        world.record(fault=self.name, held=_moment(world))
+        world.broker.server.restart(signal.SIGKILL)
+
+
+class BrokerFreeze(Fault):
+    """SIGSTOP of the broker for two leases."""
+
+    name = "broker_freeze"
+
+    def strike(self, world: World) -> None:
+        world.record(fault=self.name, held=_moment(world))
+        world.broker.server.send(signal.SIGSTOP)
+        world.later(2 * world.shape.lease, lambda: world.broker.server.send(signal.SIGCONT))
+
+
+class PostgresCrash(Fault):
+    """An immediate restart of Postgres: nothing is shut down in order, and it recovers from its log."""
+
+    name = "postgres_immediate"
+
+    def strike(self, world: World) -> None:
+        held, begun = _moment(world), time.monotonic()
+        world.database.server.restart(signal.SIGQUIT)
+        outage = time.monotonic() - begun
+        # A restart that is over before the first lease can expire costs none.
+        lost = {"until": time.monotonic()} if outage > world.shape.lease / 2 else {}
+        world.record(fault=self.name, held=held, began=begun, **lost)
+
+
+class Backends(Fault):
+    """pg_terminate_backend of every connection."""
+
+    name = "terminate_backends"
+
+    def strike(self, world: World) -> None:
+        world.record(fault=self.name, held=_moment(world))
+        world.query(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"
+        )
+
+
+def _behind_the_wire(world: World) -> tuple[Process, list[str]]:
+    victim, held = _victim(world, lambda worker: worker.wired)
+    victim.send(signal.SIGCONT)
+    return victim, held
+
+
+class LostCommits(Fault):
+    """Transactions whose COMMIT reaches Postgres and whose answer does not come back."""
+
+    name = "lost_commit"
+    COUNT = 5
+
+    def strike(self, world: World) -> None:
+        before = world.database_wire.lost_commits
+        for lost in range(1, self.COUNT + 1):
+            victim, held = _behind_the_wire(world)
+            world.record(fault=self.name, process=victim.ordinal, held=held)
+            world.database_wire.lose_commit()
+            if not world.wait(lambda: world.database_wire.lost_commits >= before + lost, PATIENCE):  # noqa: B023
+                raise AssertionError("no COMMIT went over the wire within a minute")
+
+
+class Reset(Fault):
+    """Every connection over the wire is cut."""
+
+    name = "reset"
+
+    def strike(self, world: World) -> None:
+        victim, held = _behind_the_wire(world)
+        world.record(fault=self.name, process=victim.ordinal, held=held)
+        world.database_wire.reset()
+        world.broker_wire.reset()
+
+
+class HalfOpen(Fault):
+    """For two leases not a byte goes over the wire, though no connection is closed."""
+
+    name = "half_open"
+
+    def strike(self, world: World) -> None:
+        victim, held = _behind_the_wire(world)
+        seconds = 2 * world.shape.lease
+        world.record(fault=self.name, process=victim.ordinal, held=held, until=time.monotonic() + seconds)
+        for wire in (world.database_wire, world.broker_wire):
+            wire.hole()
+            world.later(seconds, wire.heal)
+
+
+class DiskFull(Fault):
+    """No room for results, for a lease."""
+
+    name = "disk_full"
+
+    def possible(self, world: World) -> bool:
+        return world.database.disk.works
+
+    def strike(self, world: World) -> None:
+        seconds = world.shape.lease
+        world.record(fault=self.name, held=_moment(world))
+        world.database.disk.fill()
+        world.later(seconds, world.database.disk.empty)
+
+
+class Clock(Fault):
+    """One more worker, whose clock is ten minutes off, until it has served."""
+
+    name = "clock"
+
+    def strike(self, world: World) -> None:
+        for offset in (-600.0, 600.0):
+            worker = world.spawn(clock=offset)
+            if not world.wait(lambda: world.held_by(worker), PATIENCE):  # noqa: B023 - called here
+                raise AssertionError(f"a worker whose clock is off claimed nothing for a minute: {worker.log}")
+            world.record(fault=self.name, held=world.held_by(worker))
+
+
+class Junk(Fault):
+    """What no program of ours would send, in the queue of tickets."""
+
+    name = "junk"
+    MESSAGES: ClassVar[list[tuple[bytes, str]]] = [
+        (b"", "application/json"),
+        (b"\x00\xff\xfe", "application/json"),
+        (b"{not json", "application/json"),
+        (b'[["default"], {}, {}]', "application/json"),
+        (b"null", "application/json"),
+        (b"\x80\x04N.", "application/x-python-serialize"),
+        (b"what?", "text/plain"),
+    ]
+
+    def strike(self, world: World) -> None:
+        world.record(fault=self.name, held=_moment(world))
+        world.broker.push_junk(self.MESSAGES)
+
+
+def struck(world: World) -> dict[str, int]:
+    """How often each fault happened, as the ledger says: with a lease held, unless it was a client that died."""
+    counts: dict[str, int] = {}
+    for record in read_journal(world.ledgers / "faults.jsonl"):
+        if record["held"] or record["fault"] in CLIENT_POINTS:
+            counts[record["fault"]] = counts.get(record["fault"], 0) + 1
+    return counts
+
+
+def job_plan(world: World, number: int, first: int, count: int, **fields: Any) -> Plan:
+    """A job of the world's seed."""
+    model = "killing" if first >= inputs.KILLERS_FROM else PLAIN
+    return Plan(number=number, seed=world.shape.seed, model=model, first=first, count=count, **fields)

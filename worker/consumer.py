@@ -1,0 +1,121 @@
+"""What a worker takes from its queues: tickets and ticks as `storage.broker` writes them, and nothing else.
+
+Whoever can write to the broker can put anything into it. Celery would log what it cannot read, body and all, run what
+a message chains to itself, and end the process over some messages; on RabbitMQ the next process would be handed the
+same one. Here whatever is no ticket is thrown away, unread, and counted.
+"""
+
+import logging
+import time
+from datetime import datetime, timedelta
+from typing import Any
+
+from celery.worker.consumer import Consumer
+from kombu import Connection
+from kombu.transport.redis import Channel, Transport
+from redis.exceptions import DataError
+
+from storage.broker import TICK, TICKET
+
+log = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_LINES = 60.0
+"""However much is thrown away, the log says so once in so long."""
+MAX_BODY_BYTES = 1024
+
+
+class Discarded:
+    """Counts what was thrown away, and says so now and then."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._quiet_until = 0.0
+
+    def note(self, reason: str) -> None:
+        """One more message; the reason is ours, and quotes nothing of it."""
+        self._count += 1
+        now = time.monotonic()
+        if now >= self._quiet_until:
+            log.warning("%d messages were thrown away that are no tickets; the last: %s", self._count, reason)
+            self._count, self._quiet_until = 0, now + SECONDS_BETWEEN_LINES
+
+
+discarded = Discarded()
+
+
+class NotATicket(Exception):
+    """The reason is ours, and quotes nothing of the message."""
+
+
+class TicketConsumer(Consumer):  # type: ignore[misc]
+    """Celery's consumer, deaf to what is no ticket; the setting `worker_consumer` names it."""
+
+    def connection_for_read(self, heartbeat: float | None = None) -> Connection:
+        """The connection that tickets are read from."""
+        connection: Connection = self.app.connection_for_read(heartbeat=heartbeat)
+        if issubclass(connection.get_transport_cls(), Transport):
+            connection.transport_cls = GuardedTransport
+        return self.ensure_connected(connection)
+
+    def create_task_handler(self, **how: Any) -> Any:
+        """What is called with each message."""
+        handle = super().create_task_handler(**how)
+
+        def on_message(message: Any) -> None:
+            try:
+                headers = headers_of_ticket(message)
+            except Exception as error:  # of whatever kind, the message brought it along
+                self.on_decode_error(message, error)
+            else:
+                message.headers = headers
+                handle(message)
+
+        return on_message
+
+    def on_decode_error(self, message: Any, exc: Exception) -> None:
+        """Throw a message away."""
+        discarded.note(str(exc) if isinstance(exc, NotATicket) else type(exc).__name__)
+        message.reject_log_error(log, self.connection_errors)
+
+
+def headers_of_ticket(message: Any) -> dict[str, Any]:
+    """The headers that Celery is to see of a ticket: its task, id and expiry, and nothing that asks for more.
+
+    Raises:
+        NotATicket: It is none. What is wrong enough raises any other exception.
+    """
+    headers = message.headers
+    if headers.get("task") not in (TICKET, TICK):
+        raise NotATicket("another task, or none")
+    if message.content_type != "application/json" or len(message.body) > MAX_BODY_BYTES:
+        raise NotATicket("not JSON, or too long")
+    arguments, named, embedded = message.payload
+    pools = 1 if headers["task"] == TICKET else 0
+    if named or any(embedded.values()) or [type(argument) for argument in arguments] != [str] * pools:
+        raise NotATicket("wrong arguments")
+    expires = headers.get("expires")
+    if expires is not None and datetime.fromisoformat(expires).utcoffset() != timedelta():
+        raise NotATicket("an expiry that is none")
+    if headers.get("eta") is not None or type(headers["id"]) is not str:
+        raise NotATicket("wrong headers")
+    return {"lang": "py", "task": headers["task"], "id": headers["id"], "expires": expires}
+
+
+_NO_MESSAGE = (AttributeError, LookupError, RecursionError, TypeError, ValueError, DataError)
+
+
+class GuardedChannel(Channel):  # type: ignore[misc]
+    """A channel to Redis that survives what is no message at all."""
+
+    def _brpop_read(self, **options: Any) -> Any:
+        try:
+            return super()._brpop_read(**options)
+        except _NO_MESSAGE as error:
+            # It was taken out of the queue already: nothing is left to reject.
+            discarded.note(type(error).__name__)
+
+
+class GuardedTransport(Transport):  # type: ignore[misc]
+    """A transport of such channels."""
+
+    Channel = GuardedChannel

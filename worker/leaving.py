@@ -1,0 +1,45 @@
+"""How a worker process ends: asked from outside or by itself, and in time."""
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable
+
+from contracts.errors import BatchmillError
+
+log = logging.getLogger(__name__)
+
+SECONDS = 25.0
+"""A worker that was asked to end is gone after so long, whatever it is busy with; others expect 30."""
+CUT_OFF = 75
+"""The exit code of a worker that ends itself so that another takes over: EX_TEMPFAIL of sysexits.h."""
+
+
+class Departure:
+    """The end of one process."""
+
+    def __init__(self) -> None:
+        self.exit_code = 0
+
+    def ask(self, reason: str) -> None:
+        """End this process in order, as SIGTERM would, with an exit code that says that it did so by itself."""
+        log.critical("%s", reason)
+        self.exit_code = CUT_OFF
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def begin(self, give_back: Callable[[], None]) -> None:
+        """From now on the process has so many seconds; after that its leases are given back, and it ends."""
+
+        def force() -> None:
+            log.warning("what runs has not ended for %.0f s: leases are given back, and this worker ends", SECONDS)
+            try:
+                give_back()
+            except BatchmillError as error:
+                log.warning("leases are left to expire: %s", error)
+            logging.shutdown()
+            os._exit(self.exit_code)
+
+        timer = threading.Timer(SECONDS, force)
+        timer.daemon = True
+        timer.start()

@@ -1,0 +1,76 @@
+"""How a registered model gets into memory, and its token budget with it."""
+
+import logging
+
+from contracts.errors import BatchmillError, ModelLoadFailed
+from contracts.models import ModelSpec
+from contracts.params import parse_params
+from contracts.settings import Settings
+from storage import budgets
+from storage.artifacts import ArtifactStore
+from storage.budgets import Budget
+from storage.database import Database
+from worker import budget as budget_measure
+from worker.device import Device
+from worker.engines.base import Engine
+from worker.engines.registry import engine_class
+from worker.hardware import Hardware
+
+log = logging.getLogger(__name__)
+
+
+class ModelLoader:
+    """Fetches a model's files, loads them, and measures what no worker on such a device has measured yet."""
+
+    def __init__(self, settings: Settings, database: Database, hardware: Hardware, device: Device) -> None:
+        self._settings = settings
+        self._database = database
+        self._hardware = hardware
+        self._device = device
+        self._artifacts = ArtifactStore(settings.artifacts_url)
+
+    def load(self, model: ModelSpec) -> tuple[Engine, Budget]:
+        """A model, ready to compute.
+
+        Raises:
+            ModelError: It cannot be loaded.
+            ArtifactError: Its files are missing, or not what was registered.
+            CancelledError: The process ends.
+        """
+        try:
+            folder = self._artifacts.fetch(model.files, self._settings.cache)
+            engine = engine_class(model.engine).load(model, folder, self._hardware.device)
+        except BatchmillError:
+            raise
+        except Exception as error:  # whatever a library raises, the job hears of it
+            reason = (str(error).strip().splitlines() or ["no message"])[0]
+            raise ModelLoadFailed(f"{model.reference} cannot be loaded: {type(error).__name__}: {reason}") from error
+        return engine, self._budget(model, engine)
+
+    def lower_ceiling(self, model: ModelSpec, tokens: int) -> None:
+        """Remember for every worker on such a device that passes of more tokens run out of memory.
+
+        Raises:
+            DatabaseUnavailable: Postgres does not answer.
+        """
+        with self._database.transaction() as connection:
+            budgets.lower_ceiling(connection, model.id, self._hardware.kind, tokens)
+
+    def _budget(self, model: ModelSpec, engine: Engine) -> Budget:
+        kind = self._hardware.kind
+        with self._database.transaction() as connection:
+            known = budgets.get(connection, model.id, kind)
+        if known is not None:
+            return known
+        params = parse_params(model.task, {})
+        budget = self._device.call(lambda: budget_measure.measure(engine, params, self._device.checkpoint))
+        with self._database.transaction() as connection:
+            budget = budgets.put(connection, model.id, kind, budget)
+        log.info(
+            "%s on %s: %d tokens a micro-batch, %.0f tokens/s",
+            model.reference,
+            kind,
+            budget.tokens,
+            budget.tokens_per_second,
+        )
+        return budget

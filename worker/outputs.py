@@ -1,0 +1,83 @@
+"""What an engine's outputs must be before they may be stored."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from contracts.canonical import canonicalize
+from contracts.errors import InvalidInput, ItemFailed
+from contracts.names import Task
+from worker.engines.base import Output
+
+WIDEST = 16_000
+"""Floats that a column of pgvector's `vector` and `halfvec` holds."""
+
+_DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "ubinary": np.dtype(np.uint8)}
+_NON_FINITE = "the model gave NaN or infinity for this input"
+_NOT_A_NUMBER = re.compile(r"\bNaN\b|infinit", re.IGNORECASE)
+
+
+class OutputForm:
+    """The form that all outputs of one target have; the first that come say how wide its vectors are."""
+
+    def __init__(self, task: Task, params: Mapping[str, Any]) -> None:
+        self._dtype = _DTYPES[params.get("precision", "float32")] if task is Task.EMBED else None
+        self._width: int | None = None
+
+    def check(self, outputs: Output, count: int) -> None:
+        """Let what a pass over `count` rows gave pass as a whole.
+
+        Raises:
+            ItemFailed: `invalid_output`: there are too many or too few, or they are not of this form.
+        """
+        if not isinstance(outputs, list if self._dtype is None else np.ndarray):
+            wanted = "a list of JSON values" if self._dtype is None else f"an array of {self._dtype}"
+            raise _invalid(f"the engine gave a {type(outputs).__name__}, not {wanted}")
+        if len(outputs) != count:
+            raise _invalid(f"the engine gave {len(outputs)} outputs for {count} inputs")
+        if isinstance(outputs, np.ndarray):
+            self._check_vectors(outputs)
+
+    def _check_vectors(self, outputs: np.ndarray[Any, Any]) -> None:
+        if outputs.dtype != self._dtype or outputs.ndim != 2:
+            raise _invalid(f"the engine gave {outputs.ndim} axes of {outputs.dtype}, not 2 of {self._dtype}")
+        width = outputs.shape[1]
+        if not 0 < width <= WIDEST:
+            raise _invalid(f"the engine gave vectors of {width} numbers, and 1 to {WIDEST:,} can be stored")
+        if self._width is None:
+            self._width = width
+        if width != self._width:
+            raise _invalid(f"the engine gave vectors of {width} numbers, and of {self._width} before")
+
+
+def unfit(outputs: Output) -> dict[int, ItemFailed]:
+    """By index: outputs with a NaN or an infinity, or that are no JSON that Postgres can hold."""
+    if isinstance(outputs, list):
+        return {index: error for index, value in enumerate(outputs) if (error := _unfit_json(value)) is not None}
+    if outputs.dtype == np.uint8:
+        return {}
+    infinite = np.flatnonzero(~np.isfinite(outputs).all(axis=1))
+    return {index: ItemFailed("non_finite", _NON_FINITE) for index in infinite.tolist()}
+
+
+def joined(outputs: list[Output]) -> Output | None:
+    """Outputs of one form behind one another; None where there are none."""
+    if len(outputs) <= 1:
+        return outputs[0] if outputs else None
+    if isinstance(outputs[0], list):
+        return [value for part in outputs for value in part]
+    return np.concatenate(outputs)
+
+
+def _unfit_json(value: Any) -> ItemFailed | None:
+    try:
+        canonicalize(value)
+    except InvalidInput as error:
+        return ItemFailed("non_finite" if _NOT_A_NUMBER.search(error.reason) else "invalid_output", error.reason)
+    return None
+
+
+def _invalid(message: str) -> ItemFailed:
+    return ItemFailed("invalid_output", message)

@@ -1,0 +1,62 @@
+"""Inputs made ready for the device: those that nobody computed yet, each failing by itself."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from contracts.errors import ItemFailed
+from contracts.models import TargetSpec
+from storage import inputs, results
+from storage.database import Database
+from storage.shards import Lease
+from worker.batcher import Block
+from worker.engines.base import Engine, Prepared
+from worker.shards import HeldShard
+
+log = logging.getLogger(__name__)
+
+
+def hold(database: Database, lease: Lease, target: TargetSpec, engine: Engine) -> HeldShard:
+    """A leased shard with its rows: fetched, without the inputs that have a result by now, and tokenized.
+
+    Raises:
+        DatabaseUnavailable: Postgres does not answer.
+    """
+    with database.transaction() as connection:
+        known = results.known(connection, target.id, lease.input_ids)
+        missing = [input_id for input_id in lease.input_ids if input_id not in known]
+        payloads = inputs.payloads(connection, missing)
+    prepared = prepare(engine, payloads, target.params)
+    good = [place for place in range(len(missing)) if place not in prepared.errors]
+    return HeldShard(
+        lease=lease,
+        target=target,
+        engine=engine,
+        input_ids=np.array(missing, dtype=np.int64)[good],
+        rows=[prepared.rows[place] for place in good],
+        truncated=prepared.truncated[good],
+        block=Block(target.id, lease.priority.rank, prepared.lengths[good]),
+        errors={missing[place]: error for place, error in prepared.errors.items()},
+    )
+
+
+def prepare(engine: Engine, payloads: Sequence[Any], params: Mapping[str, Any]) -> Prepared:
+    """What the engine makes of payloads; where it raises, halves are tried until the payload stands alone."""
+    try:
+        return engine.prepare(payloads, params)
+    except Exception as error:
+        if len(payloads) == 1:
+            reason = (str(error).strip().splitlines() or ["no message"])[0]
+            log.info("an input cannot be prepared: %s", type(error).__name__)
+            failed = ItemFailed("engine_error", f"{type(error).__name__}: {reason}"[:2000])
+            return Prepared([None], np.zeros(1, np.int32), np.zeros(1, np.bool_), {0: failed})
+    middle = len(payloads) // 2
+    first, second = (prepare(engine, half, params) for half in (payloads[:middle], payloads[middle:]))
+    return Prepared(
+        rows=[*first.rows, *second.rows],
+        lengths=np.concatenate([first.lengths, second.lengths]),
+        truncated=np.concatenate([first.truncated, second.truncated]),
+        errors={**first.errors, **{middle + place: error for place, error in second.errors.items()}},
+    )
