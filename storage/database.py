@@ -4,10 +4,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Self
 
+import psycopg
 from sqlalchemy import URL, Connection, Engine, create_engine, make_url
-from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from contracts.errors import ConfigurationError, DatabaseUnavailable
+
+_AWAY = ("08", "53", "57P")
+"""Classes of SQLSTATE: the connection is broken; memory, disk or connections are used up; the server shuts down."""
 
 
 def parse_url(url: str) -> URL:
@@ -38,12 +42,13 @@ class Database:
     def __init__(self, url: str, *, pool_size: int = 5) -> None:
         self.url = parse_url(url)
         # pre-ping: a Postgres that was restarted costs a reconnect, not an error. prepare_threshold None: named
-        # statements do not survive behind a transaction-mode pooler.
+        # statements do not survive behind a transaction-mode pooler. hide_parameters: errors are logged, inputs not.
         self._engine: Engine = create_engine(
             self.url,
             pool_size=pool_size,
             max_overflow=pool_size,
             pool_pre_ping=True,
+            hide_parameters=True,
             connect_args={"prepare_threshold": None, "connect_timeout": 10},
         )
 
@@ -52,15 +57,16 @@ class Database:
         """One transaction: committed when the block ends, rolled back when it raises.
 
         Raises:
-            DatabaseUnavailable: Postgres does not answer, or went away meanwhile.
+            DatabaseUnavailable: Postgres does not answer, went away meanwhile, or has no room left.
         """
         try:
             with self._engine.begin() as connection:
                 yield connection
-        except OperationalError as error:
-            if error.connection_invalidated or error.statement is None:
-                raise DatabaseUnavailable(f"{self.name} does not answer: {_first_line(error)}") from error
-            raise
+        except (DBAPIError, psycopg.Error) as error:
+            _leave_out_rows(error)
+            if not _is_away(error):
+                raise
+            raise DatabaseUnavailable(f"{self.name} cannot be used now: {_first_line(error)}") from error
 
     @property
     def name(self) -> str:
@@ -78,5 +84,25 @@ class Database:
         self.close()
 
 
-def _first_line(error: OperationalError) -> str:
-    return str(error.orig).strip().splitlines()[0]
+def _leave_out_rows(error: DBAPIError | psycopg.Error) -> None:
+    """Keep the first line of what the server says: those below it quote rows, and errors end up in logs."""
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    if isinstance(cause, psycopg.Error) and (primary := cause.diag.message_primary) is not None:
+        cause.args = (primary,)
+        error.args = (primary if error is cause else f"({type(cause).__name__}) {primary}",)
+
+
+def _is_away(error: DBAPIError | psycopg.Error) -> bool:
+    """Whether the connection is lost, or the server says that it cannot work now; then trying again can help."""
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return True
+    # COPY goes through the driver, whose errors nobody has wrapped.
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    if not isinstance(cause, psycopg.OperationalError):
+        return False
+    return cause.sqlstate is None or cause.sqlstate.startswith(_AWAY)
+
+
+def _first_line(error: DBAPIError | psycopg.Error) -> str:
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    return (str(cause).strip().splitlines() or [type(cause).__name__])[0]

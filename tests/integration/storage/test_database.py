@@ -20,7 +20,7 @@ STATEMENTS: dict[str, Callable[[Connection], object]] = {
 
 @pytest.mark.parametrize("name", STATEMENTS)
 def test_a_connection_that_is_cut_is_one_error_and_the_next_is_good(database: Database, name: str) -> None:
-    with pytest.raises(DatabaseUnavailable, match="does not answer: .*"), database.transaction() as connection:
+    with pytest.raises(DatabaseUnavailable, match="cannot be used now: .*"), database.transaction() as connection:
         pid = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
         with database.transaction() as other:
             assert other.execute(text("SELECT pg_terminate_backend(:pid, 5000)"), {"pid": pid}).scalar_one()
@@ -65,3 +65,25 @@ def test_a_server_that_is_not_there_is_said_without_the_password() -> None:
 def test_other_addresses_are_refused(url: str) -> None:
     with pytest.raises(ConfigurationError, match="postgresql://"):
         Database(url)
+
+
+@pytest.mark.parametrize("way", ["statement", "copy"])
+@pytest.mark.parametrize("state", ["53100", "53300", "57P03", "08006"])
+def test_a_server_that_cannot_work_now_can_be_tried_again(database: Database, way: str, state: str) -> None:
+    """A full disk, too many connections, a server that starts: what it says itself, here by a trigger."""
+    with database.transaction() as connection:
+        connection.execute(
+            text(f"""
+                CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+                $$BEGIN RAISE EXCEPTION 'not now' USING ERRCODE = '{state}'; END$$
+            """)
+        )
+        connection.execute(text("DROP TABLE IF EXISTS full_up; CREATE TABLE full_up (n bigint)"))
+        connection.execute(text("CREATE TRIGGER refuse BEFORE INSERT ON full_up EXECUTE FUNCTION refuse()"))
+    with pytest.raises(DatabaseUnavailable, match="not now"), database.transaction() as connection:
+        if way == "copy":
+            copy_rows(connection, "full_up", {"n": "int8"}, [(1,)])
+        else:
+            connection.execute(text("INSERT INTO full_up VALUES (1)"))
+    with database.transaction() as connection:
+        assert connection.execute(text("SELECT count(*) FROM full_up")).scalar_one() == 0
