@@ -17,6 +17,7 @@ def _listed(value: object) -> object:
     """What a variable lists with commas."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
+
 MAX_DAYS = 36_500
 
 
@@ -124,6 +125,9 @@ def load_settings(**overrides: object) -> Settings:
 def _secured(settings: Settings) -> dict[str, str]:
     """The URLs that are set, with what the settings say of TLS."""
     urls = {}
+    named = (settings.database_ca, settings.broker_ca, settings.broker_certificate, settings.broker_key)
+    if settings.embedded and any(named):
+        raise ConfigurationError("certificates are set, and neither URL: the embedded servers speak no TLS")
     if settings.database_url is not None:
         urls["database_url"] = tls.database_url(settings.database_url, settings.database_ca)
     if settings.broker_url is not None:

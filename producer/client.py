@@ -125,7 +125,9 @@ class Client:
             progress_at=terms.check_progress_at(progress_at, callback_url),
         )
         self._publisher.prepare()
-        accepted = submit(self._database, submission, lines(entries(inputs), spec, on_bad, self.settings.max_input_bytes))
+        accepted = submit(
+            self._database, submission, lines(entries(inputs), spec, on_bad, self.settings.max_input_bytes)
+        )
         self._publisher.wake(accepted.job_id, spec.pool, accepted.shards)
         return self.job(accepted.job_id)
 

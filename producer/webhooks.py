@@ -81,7 +81,7 @@ class Webhooks:
             found = endpoints.get(connection, endpoint)
             return NewSecret(endpoints.rotate(connection, found.id, keyring.encrypt(secret), overlap), secret)
 
-    def disable(self, endpoint: str | int, *, reason: str = "disabled by hand") -> Endpoint:
+    def disable(self, endpoint: str | int, *, reason: str = "by hand") -> Endpoint:
         """Send nothing there any more; what is pending is dead, and no new job may name it.
 
         Raises:

@@ -11,10 +11,11 @@ from stack.supervisor import supervise
 
 
 def upgrade_schema(database_url: str) -> None:
-    """Bring the database up to date."""
-    from storage.schema import upgrade  # here: the fork comes before anything that may start threads
+    """Bring the database up to date, and its roles."""
+    from storage import roles, schema  # here: the fork comes before anything that may start threads
 
-    upgrade(database_url)
+    schema.upgrade(database_url)
+    roles.apply(database_url)
 
 
 def main() -> int:

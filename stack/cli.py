@@ -14,6 +14,7 @@ from producer.cli.app import FAILED, app, execute
 from producer.cli.options import Json
 from producer.cli.output import emit, emit_json, emit_pairs, emit_table, err, say, warn
 from producer.cli.session import Session
+from stack import cli_roles
 
 if TYPE_CHECKING:
     from contracts.settings import Settings
@@ -153,6 +154,9 @@ def migrate() -> None:
         reason = str(error.orig).strip().splitlines()[0]
         raise ConfigurationError(f"the schema was left as it is: {reason}; see `batchmill doctor`") from error
     emit(str(schema.HEAD))
+
+
+app.add_typer(cli_roles.app, name="roles", rich_help_panel=SERVERS)
 
 
 @app.command(rich_help_panel=SERVERS)

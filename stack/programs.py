@@ -11,6 +11,8 @@ from stack.aftermath import release_leases
 from stack.layout import Layout
 from stack.processes import Program
 from stack.state import StackAddresses
+from storage import roles
+from storage.roles import as_role
 from storage.secrets import ensure_key_file
 
 WORKER, BEAT, WEBHOOKS = "worker", "beat", "webhooks"
@@ -49,7 +51,7 @@ def worker_and_beat(settings: Settings, addresses: StackAddresses) -> Sequence[P
     ensure_key_file(layout.home)
     common = {
         **environment(settings),
-        "BATCHMILL_DATABASE_URL": addresses.database_url,
+        "BATCHMILL_DATABASE_URL": as_role(addresses.database_url, roles.WORKER),
         "BATCHMILL_BROKER_URL": addresses.broker_url,
     }
     common.setdefault("BATCHMILL_ARTIFACTS", str(layout.artifacts))
@@ -67,7 +69,7 @@ def worker_and_beat(settings: Settings, addresses: StackAddresses) -> Sequence[P
         Program(
             name=WEBHOOKS,
             command=(sys.executable, "-m", "worker.webhooks"),
-            environment=common,
+            environment={**common, "BATCHMILL_DATABASE_URL": as_role(addresses.database_url, roles.WEBHOOKS)},
             folder=layout.home,
             stop_seconds=10.0,
         ),

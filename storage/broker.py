@@ -1,8 +1,10 @@
 """Tickets and ticks on the broker: messages that name no work and carry no payload."""
 
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Self
+from typing import Any, Self
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from celery import Celery
 from kombu import Queue
@@ -10,6 +12,8 @@ from kombu.exceptions import KombuError
 
 from contracts.errors import BrokerUnavailable, ConfigurationError
 from contracts.names import queue_of
+from contracts.tls import BROKER_SCHEMES as TLS_SCHEMES
+from contracts.tls import SYSTEM
 
 TICKET = "batchmill.ticket"
 TICK = "batchmill.tick"
@@ -39,8 +43,11 @@ def celery_app(broker_url: str) -> Celery:
     scheme = broker_url.partition(":")[0]
     if scheme not in _SCHEMES:
         raise ConfigurationError(f"BATCHMILL_BROKER_URL: {scheme!r} is not a broker; use one of {', '.join(_SCHEMES)}")
-    app = Celery("batchmill", broker=broker_url, set_as_current=False)
     redis = "amqp" not in scheme
+    if redis:
+        _check_database(broker_url)
+    address, tls = _tls(broker_url)
+    app = Celery("batchmill", broker=address, set_as_current=False)
     app.conf.update(
         task_ignore_result=True,
         task_serializer="json",
@@ -51,6 +58,7 @@ def celery_app(broker_url: str) -> Celery:
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_connection_timeout=3,
+        broker_use_ssl=tls,
         # A broker that freezes is noticed by the socket, not by luck.
         broker_transport_options=_REDIS_OPTIONS if redis else _AMQP_OPTIONS,
     )
@@ -59,6 +67,37 @@ def celery_app(broker_url: str) -> Celery:
     except ValueError as error:
         raise ConfigurationError(f"BATCHMILL_BROKER_URL: {error}") from None
     return app
+
+
+def _check_database(url: str) -> None:
+    """Make sure that what names a database of a Redis is a number, which kombu asks for when it first connects."""
+    parts = urlsplit(url)
+    inside = parts.path.strip("/") if parts.scheme != "redis+socket" else ""
+    for database in (inside, dict(parse_qsl(parts.query)).get("virtual_host", "")):
+        if database and not (database.isascii() and database.isdigit()):
+            raise ConfigurationError(f"BATCHMILL_BROKER_URL: {database!r} is no database of a Redis: give its number")
+
+
+def _tls(url: str) -> tuple[str, dict[str, Any] | None]:
+    """The address without what it says of TLS, and that as the transport wants it; the server is always verified."""
+    parts = urlsplit(url)
+    if parts.scheme not in TLS_SCHEMES:
+        return url, None
+    query = dict(parse_qsl(parts.query))
+    files = {name: query.pop(f"ssl_{name}", None) for name in ("ca_certs", "certfile", "keyfile")}
+    if query.pop("ssl_cert_reqs", "required").lower() not in ("required", "cert_required") or any(
+        name.startswith("ssl_") for name in query
+    ):
+        raise ConfigurationError(
+            "BATCHMILL_BROKER_URL: the broker is always verified: name whom to trust with BATCHMILL_BROKER_CA, and "
+            "leave other ssl_… options out"
+        )
+    named = {name: path for name, path in files.items() if path not in (None, SYSTEM)}
+    address = url.partition("?")[0] + (f"?{urlencode(query)}" if query else "")
+    if parts.scheme == "rediss":
+        return address, {"ssl_cert_reqs": ssl.CERT_REQUIRED, **{f"ssl_{name}": path for name, path in named.items()}}
+    # A name that is None stands for the one connected to; without the key, it would not be verified.
+    return address, {"cert_reqs": ssl.CERT_REQUIRED, "server_hostname": None, **named}
 
 
 class Tickets:

@@ -18,7 +18,12 @@ class Retention:
     jobs: timedelta | None
     """After the job ended."""
     results: timedelta | None
-    """Results and inputs, from when they came into being, as long as no job refers to them."""
+    """Results and inputs to which no job refers, from when they came into being."""
+
+    @classmethod
+    def of_days(cls, jobs: float, results: float) -> "Retention":
+        """As the settings have it: in days, and 0 for ever."""
+        return cls(jobs=timedelta(days=jobs) if jobs else None, results=timedelta(days=results) if results else None)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a tick does: leases and jobs expire, dead submissions are removed, tickets are topped up."""
+"""What a tick does: leases and jobs expire, dead submissions are removed, a purge begins, tickets are topped up."""
 
 import logging
 from datetime import timedelta
@@ -7,6 +7,7 @@ from contracts.settings import Settings
 from storage import claims, control, jobs, rescue
 from storage.broker import Tickets
 from storage.database import Database
+from worker.purging import purge_when_due
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +26,7 @@ def tick(settings: Settings, database: Database, tickets: Tickets) -> None:
     with database.transaction() as connection:
         for job_id in jobs.discard_abandoned(connection, timedelta(seconds=settings.abandon_seconds)):
             log.warning("job %s was removed: its client stopped sending", job_id)
+    purge_when_due(settings, database)
     top_up(settings, database, tickets)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from contracts.errors import BatchmillError
-from producer.cli import jobs, models, submit, webhooks
+from producer.cli import jobs, models, purge, submit, webhooks
 from producer.cli.output import emit, fail, say
 from producer.cli.session import Session, session_of
 
@@ -28,6 +28,7 @@ app.command("submit", rich_help_panel=WORK)(submit.submit)
 app.add_typer(jobs.app, name="jobs", rich_help_panel=WORK)
 app.add_typer(models.app, name="models", rich_help_panel=WORK)
 app.add_typer(webhooks.app, name="webhooks", rich_help_panel=WORK)
+app.command("purge", rich_help_panel=WORK)(purge.purge)
 
 
 def _version(wanted: bool) -> None:

@@ -105,7 +105,8 @@ def replay(
         raise typer.BadParameter("give either ids of deliveries, or --dead ENDPOINT")
     with session_of(context).open_client() as client:
         if dead is not None:
-            say(f"{client.webhooks.replay_dead(dead):,} deliveries are sent again")
+            count = client.webhooks.replay_dead(dead)
+            say(f"{count:,} {'delivery is' if count == 1 else 'deliveries are'} sent again")
             return
         for delivery_id in delivery_ids or ():
             say(f"delivery {client.webhooks.replay(delivery_id).id} is sent again")
@@ -150,7 +151,7 @@ def reencrypt(context: typer.Context) -> None:
     """Put every secret under the first key of BATCHMILL_SECRET_KEY, so that the others can go."""
     with session_of(context).open_client() as client:
         count = client.webhooks.reencrypt()
-    say(f"the secrets of {count:,} endpoints are encrypted with the first key")
+    say(f"the secrets of {count:,} endpoint{'' if count == 1 else 's'} are encrypted with the first key")
 
 
 def _show_secret(made: "NewSecret", *, json: bool) -> None:

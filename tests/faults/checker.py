@@ -127,6 +127,12 @@ def endings(evidence: Evidence) -> Iterator[Violation]:
             LIMIT 100
         """),
     )
+    otherwise = [
+        row
+        for row in evidence.rows("SELECT id, state, error_code, metadata ->> 'number' AS number FROM jobs")
+        if (plan := evidence.plans.get(int(row.number))) and row.state in _ENDINGS - _asked(plan)
+    ]
+    yield from _rows(2, "a job ended in another way than its caller asked", otherwise)
     columns = ("state", "finished_at", "items", "distinct_inputs", "cached", "computed", "failed")
     final = {str(row.id): row for row in evidence.rows(f"SELECT id, {', '.join(columns)} FROM jobs")}
     changed = [
@@ -136,6 +142,19 @@ def endings(evidence: Evidence) -> Iterator[Violation]:
         and any(str(before[name]) != str(getattr(final[before["id"]], name)) for name in columns)
     ]
     yield from _rows(2, "a job that had ended was changed", changed)
+
+
+_ENDINGS = {"succeeded", "failed", "cancelled", "expired"}
+
+
+def _asked(plan: Plan) -> set[str]:
+    """The states in which a job may end."""
+    endings = {"succeeded"}
+    if plan.cancelled:
+        endings.add("cancelled")
+    if plan.expires_in is not None:
+        endings.add("expired")
+    return endings
 
 
 _HAS_RESULT = "EXISTS (SELECT FROM results AS r WHERE r.input_id = items.input_id AND r.target_id = jobs.target_id)"
@@ -243,6 +262,8 @@ def deliveries(evidence: Evidence) -> Iterator[Violation]:
     found = evidence.rows("SELECT id, job_id, event, percent, state, attempt FROM deliveries")
     rows = {str(row.id): row for row in found}
     yield from _rows(5, "neither delivered nor dead", [row for row in rows.values() if row.state == "pending"])
+    hasty = [row for row in rows.values() if row.state == "dead" and row.attempt < evidence.webhook_tries]
+    yield from _rows(5, "dead before the schedule was through", hasty)
     taken = {record["id"] for record in evidence.webhooks if record["answer"] == "taken"}
     yield from _rows(
         5,

@@ -2,11 +2,14 @@
 
 import signal
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import count
+from typing import Any
 
 from tests.faults.crash import CLIENT_POINTS, WORKER_POINTS
 from tests.faults.evidence import Evidence, Timing
+from tests.faults.inputs import KILLER_EVERY, KILLERS_FROM
+from tests.faults.receiver import DEAD, FLAKY
 from tests.faults.strikes import (
     Backends,
     BrokerFreeze,
@@ -23,15 +26,18 @@ from tests.faults.strikes import (
     PostgresCrash,
     Reset,
     Terminate,
+    WebhooksKill,
     Wipe,
     Zombie,
     job_plan,
 )
 from tests.faults.submitting import Plan
-from tests.faults.world import World
+from tests.faults.world import WEBHOOK_WAITS, World
 
 ALLOWANCE = 20.0
 """Seconds for what the remaining work's own time does not say: processes that start, brokers that are found again."""
+DELIVERY_SECONDS = 60.0
+"""How long the last events may take: the schedule, each attempt's time, and a deliverer's death."""
 PLANS_PER_CLIENT = 3
 
 
@@ -45,8 +51,9 @@ class Driver:
         job_items: What a job holds.
     """
 
-    def __init__(self, world: World, *, items: int, backlog: int, job_items: int) -> None:
+    def __init__(self, world: World, *, items: int, backlog: int, job_items: int, allowance: float = ALLOWANCE) -> None:
         self.world = world
+        self._allowance = allowance
         self.plans: dict[int, Plan] = {}
         self._numbers = count()
         self._next_input = 0
@@ -54,6 +61,9 @@ class Driver:
         self._backlog = backlog
         self._job_items = job_items
         self._feed_at = 0.0
+        self._faulty = False
+        """Whether faults are still to strike: they need work to strike at, however much that takes."""
+        self._cancelled: set[int] = set()
 
     def plan(self, size: int | None = None) -> Plan:
         """One more job; now and then it holds what an earlier one holds as well."""
@@ -61,7 +71,33 @@ class Driver:
         again = number % 7 == 6 and self._next_input > size
         first = self._next_input - size // 2 if again else self._next_input
         self._next_input = first + size
-        plan = job_plan(self.world, number, first, size, named=number % 3 == 0)
+        callback = {1: FLAKY, 2: FLAKY, 9: DEAD}.get(number % 10)
+        plan = job_plan(
+            self.world,
+            number,
+            first,
+            size,
+            named=number % 3 == 0,
+            callback=callback and self.world.callback(callback),
+            progress=(25, 50, 75) if number % 10 == 1 else (),
+            cancelled=number % 12 == 5,
+            expires_in=1.5 if number % 12 == 10 else None,
+        )
+        self.plans[number] = plan
+        return plan
+
+    def add(self, size: int, first: int | None = None, **fields: Any) -> Plan:
+        """One more job of just this kind, which is the caller's to submit."""
+        number = next(self._numbers)
+        plan = job_plan(self.world, number, self._next_input if first is None else first, size, **fields)
+        self._next_input = plan.first + size
+        self.plans[number] = plan
+        return plan
+
+    def killer_plan(self, killers: int) -> Plan:
+        """A job with so many inputs that kill."""
+        number = next(self._numbers)
+        plan = job_plan(self.world, number, KILLERS_FROM + number * KILLER_EVERY * 100, KILLER_EVERY * killers)
         self.plans[number] = plan
         return plan
 
@@ -69,16 +105,27 @@ class Driver:
         """A job for a client that dies."""
         return self.plan(200)
 
-    def feed(self) -> None:
-        """Submit more when little waits; called in the world's turns."""
-        world = self.world
-        if time.monotonic() < self._feed_at or world.submitting:
+    def turn(self) -> None:
+        """Cancel what is to be cancelled, and submit more when little waits; called in the world's turns."""
+        if time.monotonic() < self._feed_at:
             return
         self._feed_at = time.monotonic() + 0.3
+        self._cancel()
+        self._feed()
+
+    def _cancel(self) -> None:
+        for number, job in self.world.acknowledged().items():
+            if self.plans[number].cancelled and number not in self._cancelled and self.world.cancel(job):
+                self._cancelled.add(number)
+
+    def _feed(self) -> None:
+        world = self.world
+        if world.submitting:
+            return
         if world.waiting() >= self._backlog:
             return
         plans = [world.plans.popleft() for _ in range(min(PLANS_PER_CLIENT, len(world.plans)))]
-        while len(plans) < PLANS_PER_CLIENT and self._next_input < self._items:
+        while len(plans) < PLANS_PER_CLIENT and (self._faulty or self._next_input < self._items):
             plans.append(self.plan())
         if plans:
             world.submit(plans)
@@ -91,12 +138,14 @@ class Driver:
     def run(self, faults: Sequence[Fault], *, pause: float) -> None:
         """Let every fault strike, in this order, with so many seconds between them; go on until all is fed."""
         world = self.world
-        world.on_turn = self.feed
+        world.on_turn = self.turn
+        self._faulty = True
         world.start()
         for fault in faults:
             if fault.possible(world):
                 fault.strike(world)
                 world.rest(world.rng.uniform(0.5, 1.5) * pause)
+        self._faulty = False
         while not (self.fed and not world.striking):
             world.rest(0.2)
 
@@ -104,13 +153,9 @@ class Driver:
         """Heal, wait until everything is terminal, end every process in order, and say what there is to look at."""
         world = self.world
         world.wait(lambda: self.fed and not world.striking, 120)
-        # What dies is dead: the clock runs from the last fault on.
-        last_fault = time.monotonic()
-        allowed = self._allowed()
-        terminal = None
-        if world.wait(lambda: world.unfinished() == 0, allowed):
-            terminal = time.monotonic()
+        timing = self._settle()
         world.observe()
+        world.wait(lambda: world.undelivered() == 0, DELIVERY_SECONDS)
         world.rest(2 * world.shape.tick)  # whatever is late to change what has ended does so now
         world.on_turn = None
         world.strength = 0
@@ -121,7 +166,20 @@ class Driver:
         if not world.wait(lambda: all(process.code is not None for process in world.everyone), 30):
             late = [str(process.log) for process in world.everyone if process.code is None]
             raise AssertionError(f"30 s after SIGTERM these still ran: {late}")
-        return self.evidence(Timing(last_fault, terminal, allowed))
+        return self.evidence(timing)
+
+    def _settle(self) -> Timing:
+        """Wait until everything is terminal; an input that kills is a fault as well, and the time runs anew."""
+        world = self.world
+        last, allowed = time.monotonic(), self._allowed()
+        while world.unfinished():
+            killed = max((at for _, role, code, at in world.tally.deaths if role == "worker" and code < 0), default=0.0)
+            if killed > last:
+                last, allowed = killed, self._allowed()
+            if time.monotonic() > last + allowed:
+                return Timing(last, None, allowed)
+            world.rest(0.1)
+        return Timing(last, time.monotonic(), allowed)
 
     def evidence(self, timing: Timing) -> Evidence:
         """What there is to look at."""
@@ -134,6 +192,7 @@ class Driver:
             deaths=world.tally.deaths,
             lease=world.shape.lease,
             timing=timing,
+            webhook_tries=len(WEBHOOK_WAITS) + 1,
         )
 
     def _allowed(self) -> float:
@@ -144,7 +203,7 @@ class Driver:
             "SELECT coalesce(max(extract(epoch FROM not_before - now())), 0)::float AS rest FROM shards "
             "WHERE state = 'queued' AND not_before > now()"
         )
-        return float(2 * world.shape.lease + world.shape.tick + 2 * work + row.rest + ALLOWANCE)
+        return float(2 * world.shape.lease + world.shape.tick + 2 * work + row.rest + self._allowance)
 
 
 def every_fault(driver: Driver) -> list[Fault]:
@@ -166,8 +225,5 @@ def every_fault(driver: Driver) -> list[Fault]:
         Clock(),
         Terminate(),
         Junk(),
+        WebhooksKill(),
     ]
-
-
-def names(faults: Iterable[Fault]) -> list[str]:
-    return [fault.name for fault in faults]

@@ -38,6 +38,8 @@ class Evidence:
     """Ordinal, role, exit code and time of every process that ended."""
     lease: float
     timing: Timing
+    webhook_tries: int
+    """Attempts after which an event is dead."""
 
     def rows(self, statement: str, *values: Any) -> list[Any]:
         """What Postgres says."""

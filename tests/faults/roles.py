@@ -15,7 +15,8 @@ import worker.__main__
 import worker.beat
 import worker.engines.fake
 import worker.hardware
-from tests.faults import controls, crash, submitting
+import worker.webhooks.__main__
+from tests.faults import controls, crash, receiver, submitting
 from tests.faults.ledger import Act, EngineLedger, Journal
 from worker.hardware import Hardware
 
@@ -118,4 +119,16 @@ def client() -> int:
     return submitting.main()
 
 
-ROLES: dict[str, Callable[[], int | None]] = {"worker": work, "beat": beat, "client": client}
+def webhooks() -> int:
+    """The deliverer, as `python -m worker.webhooks` runs it."""
+    _prepare()
+    return worker.webhooks.__main__.main()
+
+
+ROLES: dict[str, Callable[[], int | None]] = {
+    "worker": work,
+    "beat": beat,
+    "client": client,
+    "webhooks": webhooks,
+    "receiver": receiver.main,
+}

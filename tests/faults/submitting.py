@@ -32,6 +32,9 @@ class Plan(BaseModel):
     """Whether items carry ids of the caller's own."""
     callback: str | None = None
     progress: tuple[int, ...] = ()
+    cancelled: bool = False
+    """Whether somebody cancels it while it runs."""
+    expires_in: float | None = None
     retried: bool = True
     """Whether a submission that did not return is made again."""
     chunk: int = 10_000
@@ -85,6 +88,8 @@ def _submit(client: Client, plan: Plan, journal: Journal) -> None:
         options["callback_url"] = plan.callback
     if plan.progress:
         options["progress_at"] = plan.progress
+    if plan.expires_in is not None:
+        options["expires_in"] = plan.expires_in
     deadline = time.monotonic() + PATIENCE
     while True:
         with suppress(UnavailableError):

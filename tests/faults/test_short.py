@@ -33,6 +33,7 @@ def test_nothing_is_lost(folder: Path, broker: str, request: pytest.FixtureReque
     with World(folder, Shape(broker=broker, seed=20_260)) as world:
         driver = Driver(world, items=ITEMS, backlog=1500, job_items=500)
         faults = every_fault(driver)
+        world.plans.append(driver.killer_plan(2))
         driver.run(faults, pause=0.8)
         evidence = driver.finish()
         violations = checker.check(evidence)

@@ -13,24 +13,31 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
+from uuid import UUID
 
 import psycopg
+from cryptography.fernet import Fernet
 from psycopg.rows import namedtuple_row
 
-from contracts.errors import DatabaseUnavailable
+from contracts.errors import DatabaseUnavailable, WrongState
 from contracts.names import Quantization, Task
-from producer import Client
-from storage import rescue
+from contracts.settings import load_settings
+from producer.registry import Models
+from producer.webhooks import Webhooks
+from storage import control, rescue
 from storage.database import Database as Pool
 from tests.faults import inputs, proxy
 from tests.faults.crash import CrashPoint
 from tests.faults.ledger import Journal, read_journal
 from tests.faults.nursery import Nursery, Process
+from tests.faults.receiver import DEAD, FLAKY
 from tests.faults.roles import DEVICE
 from tests.faults.servers import Broker, Database
 from tests.faults.submitting import Plan
 
 PAUSE = 0.02
+WEBHOOK_WAITS = (0.3, 0.5, *[1.0] * 7)
+"""The schedule of webhooks, made short: seconds between attempts."""
 PLAIN, KILLING = "plain", "killing"
 """The models: one whose worst inputs raise, and one with inputs that kill."""
 
@@ -107,7 +114,13 @@ class World:
             "BATCHMILL_LEASE_SECONDS": str(self.shape.lease),
             "BATCHMILL_TICK_SECONDS": str(self.shape.tick),
             "BATCHMILL_ABANDON_SECONDS": "8",
+            "BATCHMILL_SECRET_KEY": Fernet.generate_key().decode(),
+            "BATCHMILL_WEBHOOK_RETRY_SECONDS": ",".join(map(str, WEBHOOK_WAITS)),
+            "BATCHMILL_WEBHOOK_TIMEOUT_SECONDS": "1.5",
+            "BATCHMILL_WEBHOOK_ALLOW_NETWORKS": "127.0.0.0/8",
             "FAULTS_LEDGERS": str(self.ledgers),
+            "FAULTS_SECRETS": str(self.folder / "secrets"),
+            "FAULTS_PORT": str(_free_port()),
             "FAULTS_CONTROL": ",".join(self.shape.controls),
         }
         self._wired = {"BATCHMILL_DATABASE_URL": database_url, "BATCHMILL_BROKER_URL": broker_url}
@@ -128,14 +141,17 @@ class World:
     def start(self, strength: int | None = None) -> None:
         """Start beat and so many workers, and keep them running."""
         self.strength = self.shape.workers if strength is None else strength
-        self._serve("beat")
+        for role in ("beat", "webhooks"):
+            self._serve(role)
         self.turn()
 
-    def spawn(self, *, crash: CrashPoint | None = None, clock: float = 0.0, wired: bool = False) -> Process:
-        """One more worker: armed with a crash, with a clock that is off, or behind the wire."""
+    def spawn(
+        self, *, crash: CrashPoint | None = None, passage: int | None = None, clock: float = 0.0, wired: bool = False
+    ) -> Process:
+        """One more worker: armed with a crash at some passage, with a clock that is off, or behind the wire."""
         environment = dict(self._environment)
         if crash is not None:
-            environment["FAULTS_CRASH"] = f"{crash}:{self.rng.randint(1, 4)}"
+            environment["FAULTS_CRASH"] = f"{crash}:{passage or self.rng.randint(1, 4)}"
         if clock:
             environment["FAULTS_CLOCK"] = str(clock)
         if wired:
@@ -166,6 +182,10 @@ class World:
         """Whether a client is at work."""
         return bool(self._clients)
 
+    def service(self, role: str) -> Process:
+        """Beat, the deliverer, or the receiver."""
+        return self._services[role]
+
     def _serve(self, role: str) -> None:
         self._services[role] = self._fork(role, self._environment)
 
@@ -176,27 +196,31 @@ class World:
 
     def _register(self) -> None:
         """The models, with a budget that is given: to measure one takes longer than a short run has."""
-        with self.client() as client:
-            for name, kills in ((PLAIN, False), (KILLING, True)):
-                source = inputs.source(self.shape.item_delay, kills=kills)
-                model = client.models.add(name, source, task=str(Task.EMBED), quantization=str(Quantization.NONE))
-                self.query(
-                    "INSERT INTO batch_budgets (model_id, device, budget_tokens, tokens_per_second) "
-                    "VALUES (%s, %s, %s, %s)",
-                    model.id,
-                    DEVICE,
-                    self.shape.budget,
-                    20.0 / self.shape.item_delay,
-                )
-
-    def client(self) -> Client:
-        """A client of the driver's own."""
-        return Client(
+        for name, kills in ((PLAIN, False), (KILLING, True)):
+            source = inputs.source(self.shape.item_delay, kills=kills)
+            models = Models(self._pool, self._environment["BATCHMILL_ARTIFACTS"])
+            model = models.add(name, source, task=str(Task.EMBED), quantization=str(Quantization.NONE))
+            self.query(
+                "INSERT INTO batch_budgets (model_id, device, budget_tokens, tokens_per_second) "
+                "VALUES (%s, %s, %s, %s)",
+                model.id,
+                DEVICE,
+                self.shape.budget,
+                20.0 / self.shape.item_delay,
+            )
+        settings = load_settings(
             database_url=self.database.url,
             broker_url=self.broker.url,
-            home=self.folder / "home",
-            artifacts=self._environment["BATCHMILL_ARTIFACTS"],
+            secret_key=self._environment["BATCHMILL_SECRET_KEY"],
+            webhook_allow_networks=self._environment["BATCHMILL_WEBHOOK_ALLOW_NETWORKS"],
         )
+        secrets = [(path, Webhooks(self._pool, settings).add(self.callback(path)).secret) for path in (FLAKY, DEAD)]
+        Path(self._environment["FAULTS_SECRETS"]).write_text("".join(f"{path} {key}\n" for path, key in secrets))
+        self._serve("receiver")
+
+    def callback(self, path: str) -> str:
+        """The address of one of the receiver's endpoints."""
+        return f"http://127.0.0.1:{self._environment['FAULTS_PORT']}{path}"
 
     # How it turns
 
@@ -235,6 +259,17 @@ class World:
     def later(self, seconds: float, action: Callable[[], None]) -> None:
         """Do something in so many seconds."""
         self._due.append((time.monotonic() + seconds, action))
+
+    def cancel(self, job: str) -> bool:
+        """Cancel a job, as a client would; False when it is not to be done now."""
+        try:
+            with self._pool.transaction() as connection:
+                control.cancel(connection, UUID(job))
+        except WrongState:
+            return True
+        except DatabaseUnavailable:
+            return False
+        return True
 
     @property
     def striking(self) -> bool:
@@ -293,6 +328,11 @@ class World:
         rows = self.query("SELECT count(*) AS n FROM jobs WHERE state IN ('receiving', 'queued', 'running', 'paused')")
         return int(rows[0].n)
 
+    def undelivered(self) -> int:
+        """Webhook events on their way."""
+        rows = self.query("SELECT count(*) AS n FROM deliveries WHERE state = 'pending'")
+        return int(rows[0].n)
+
     def acknowledged(self) -> dict[int, str]:
         """The job of each plan whose submission returned."""
         records = read_journal(self.ledgers / "client.jsonl")
@@ -312,3 +352,10 @@ class World:
             if row.id not in self._seen:
                 self._seen.add(row.id)
                 self._observed.write(**row._asdict())
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -2,8 +2,9 @@
 
 from typing import Any
 
+import psycopg
+
 from storage.database import Database
-from tests.jobs import query
 
 TERMINAL = ("succeeded", "failed", "cancelled", "expired")
 
@@ -78,19 +79,6 @@ _OUTCOMES = """
 """
 
 
-def check(database: Database) -> None:
-    """Fail with the sentences that do not hold."""
-    broken = [row[0] for row in query(database, f"SELECT broken FROM ({_CHECK}) AS checked WHERE rows > 0")]
-    assert not broken, broken
-
-
-def outcomes(database: Database) -> dict[tuple[Any, int], str]:
-    """What terminal jobs say of their items, by job and position."""
-    found = {(row[0], row[1]): row[2] for row in query(database, _OUTCOMES)}
-    assert "nothing" not in found.values(), "an item of a job that ended has come to nothing"
-    return found
-
-
 _TABLES = ("jobs", "items", "item_errors", "shards", "results", "deliveries")
 _EVERYTHING = " UNION ALL ".join(
     f"(SELECT '{table}', md5(coalesce(string_agg(md5(row::text), '' ORDER BY row::text), '')) FROM {table} AS row)"
@@ -98,12 +86,35 @@ _EVERYTHING = " UNION ALL ".join(
 )
 
 
-def everything(database: Database) -> list[Any]:
-    """A digest of every row: equal before and after what must change nothing."""
-    return [tuple(row) for row in query(database, _EVERYTHING)]
+class Ledger:
+    """A connection of its own, for statements that are asked thousands of times."""
 
+    def __init__(self, database: Database) -> None:
+        address = database.url.set(drivername="postgresql").render_as_string(hide_password=False)
+        self._connection = psycopg.connect(address, autocommit=True, prepare_threshold=0)
 
-def empty(database: Database) -> None:
-    """No job, no input, no result; models and targets stay."""
-    with database.transaction() as connection:
-        connection.exec_driver_sql("TRUNCATE jobs, items, item_errors, shards, results, inputs, deliveries CASCADE")
+    def rows(self, statement: str) -> list[tuple[Any, ...]]:
+        """What a statement finds."""
+        return self._connection.execute(statement).fetchall()
+
+    def check(self) -> None:
+        """Fail with the sentences that do not hold."""
+        broken = [row[0] for row in self.rows(f"SELECT broken FROM ({_CHECK}) AS checked WHERE rows > 0")]
+        assert not broken, broken
+
+    def outcomes(self) -> dict[tuple[Any, int], str]:
+        """What terminal jobs say of their items, by job and position."""
+        found = {(row[0], row[1]): row[2] for row in self.rows(_OUTCOMES)}
+        assert "nothing" not in found.values(), "an item of a job that ended has come to nothing"
+        return found
+
+    def everything(self) -> list[tuple[Any, ...]]:
+        """A digest of every row: equal before and after what must change nothing."""
+        return self.rows(_EVERYTHING)
+
+    def empty(self) -> None:
+        """No job, no input, no result; models and targets stay."""
+        self._connection.execute("TRUNCATE jobs, items, item_errors, shards, results, inputs, deliveries CASCADE")
+
+    def close(self) -> None:
+        self._connection.close()

@@ -20,7 +20,7 @@ from storage.database import Database
 from storage.rescue import rescue
 from storage.shards import Lease
 from tests.jobs import MINUTE, claim, execute, finish, make_target, query, store, submit
-from tests.properties import ledger
+from tests.properties.ledger import TERMINAL, Ledger
 from tests.properties.scale import examples
 
 MEMORY = {"small": 10, "large": 100}
@@ -115,13 +115,13 @@ _ADD_SHARD = """
 """
 
 
-def test_claims_come_in_the_order_of_the_model(database: Database, targets: dict[str, int]) -> None:
+def test_claims_come_in_the_order_of_the_model(database: Database, ledger: Ledger, targets: dict[str, int]) -> None:
     models = {name: model for name, model in query(database, "SELECT name, id FROM models")}
 
     @settings(max_examples=examples(0.6, 0.3))
     @given(jobs_, st.lists(st.tuples(capacities, st.integers(0, 2)), min_size=1, max_size=8))
     def follow(found: list[Job], calls: list[tuple[dict[str, Any], int]]) -> None:
-        ledger.empty(database)
+        ledger.empty()
         ids: dict[UUID, Job] = {}
         for job in found:
             values = {"target": targets[job.target], "state": job.state, "rank": job.rank, "service": job.service}
@@ -170,9 +170,9 @@ def together(count: int, act: Callable[[int], None]) -> None:
 
 @pytest.fixture
 def wide(database_url: str) -> Iterator[Database]:
-    """A database for many threads."""
-    with Database(database_url, pool_size=16) as database:
-        yield database
+    """The database, for many threads."""
+    with Database(database_url, pool_size=16) as wide:
+        yield wide
 
 
 def test_no_shard_is_claimed_twice_and_none_is_left(wide: Database) -> None:
@@ -198,7 +198,7 @@ def test_no_shard_is_claimed_twice_and_none_is_left(wide: Database) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_all_at_once_breaks_nothing(wide: Database) -> None:
+def test_all_at_once_breaks_nothing(wide: Database, ledger: Ledger) -> None:
     """Whatever is done to the same jobs at the same moment: no deadlock, and the rows agree afterwards."""
     target = make_target(wide)
     rounds = examples(0.03, 0.002)
@@ -217,8 +217,8 @@ def test_all_at_once_breaks_nothing(wide: Database) -> None:
                 _do_something(wide, rng, ids, held)
 
         together(8, act)
-        ledger.check(wide)
-        said = ledger.outcomes(wide)
+        ledger.check()
+        said = ledger.outcomes()
         # What is left is finished, and what had ended stays as it was.
         for job_id in ids:
             with wide.transaction() as connection:
@@ -230,14 +230,14 @@ def test_all_at_once_breaks_nothing(wide: Database) -> None:
             execute(wide, "UPDATE shards SET not_before = NULL WHERE not_before IS NOT NULL")
             while (lease := claim(wide)) is not None:
                 finish(wide, lease)
-        ledger.check(wide)
-        now = ledger.outcomes(wide)
+        ledger.check()
+        now = ledger.outcomes()
         assert {key: now[key] for key in said} == said
         assert query(wide, "SELECT DISTINCT state FROM jobs WHERE state IN ('queued', 'running', 'paused')") == []
 
 
 def _ended(database: Database, job_id: UUID) -> bool:
-    return bool(query(database, "SELECT state FROM jobs WHERE id = :id", id=job_id)[0][0] in ledger.TERMINAL)
+    return bool(query(database, "SELECT state FROM jobs WHERE id = :id", id=job_id)[0][0] in TERMINAL)
 
 
 def _do_something(database: Database, rng: Any, ids: list[UUID], held: list[Lease]) -> None:

@@ -27,7 +27,7 @@ from storage.database import Database
 from storage.rescue import LIVES, PARTS, rescue
 from storage.shards import Lease
 from tests.jobs import MINUTE, append, as_lines, execute, make_target, query, seal, store
-from tests.properties import ledger
+from tests.properties.ledger import TERMINAL, Ledger
 from tests.properties.scale import examples
 
 PAYLOADS = [f"{'x' * (size * 7)} {number}" for size in range(4) for number in range(3)]
@@ -70,7 +70,7 @@ class Job:
 
     @property
     def ended(self) -> bool:
-        return self.state in ledger.TERMINAL
+        return self.state in TERMINAL
 
     @property
     def goes_on(self) -> bool:
@@ -87,6 +87,7 @@ class States(RuleBasedStateMachine):
     """Each rule does one thing to the database and to the model; after each the two are compared."""
 
     database: Database
+    ledger: Ledger
     targets: list[int]
     endpoint: int
 
@@ -99,9 +100,16 @@ class States(RuleBasedStateMachine):
         """Every lease that there ever was."""
         self.said: dict[tuple[UUID, int], str] = {}
 
-    @initialize()
-    def empty(self) -> None:
-        ledger.empty(self.database)
+    @initialize(priorities=st.lists(st.sampled_from(Priority), min_size=1, max_size=2))
+    def begin(self, priorities: list[Priority]) -> None:
+        self.ledger.empty()
+        for number, priority in enumerate(priorities):
+            self.open(0, priority, told=True)
+            job = self.jobs[-1]
+            job.inputs = PAYLOADS[number * 2 : number * 2 + 8]
+            append(self.database, job.id, as_lines(job.inputs))
+            seal(self.database, job.id, job.target, per_shard=3)
+            self._sealed(job)
 
     # Submission
 
@@ -164,8 +172,18 @@ class States(RuleBasedStateMachine):
 
     # Work
 
-    @rule(worker=st.sampled_from(WORKERS), idle=st.booleans(), loaded=st.booleans(), lowest=st.sampled_from(Priority))
-    def claim(self, worker: str, idle: bool, loaded: bool, lowest: Priority) -> None:
+    @rule(
+        worker=st.sampled_from(WORKERS), busy=st.booleans(), loads=st.booleans(), lowest=st.sampled_from(Priority)
+    )
+    def claim(self, worker: str, busy: bool, loads: bool, lowest: Priority) -> None:
+        self._claim(worker, not busy, not loads, lowest)
+
+    @rule(worker=st.sampled_from(WORKERS), count=st.integers(1, 4))
+    def claim_what_there_is(self, worker: str, count: int) -> None:
+        for _ in range(count):
+            self._claim(worker, True, True, Priority.BULK)
+
+    def _claim(self, worker: str, idle: bool, loaded: bool, lowest: Priority) -> None:
         models = [row[0] for row in query(self.database, "SELECT id FROM models")] if loaded else []
         capacity = Capacity(loaded=models, idle=idle)
         with self.database.transaction() as connection:
@@ -323,10 +341,14 @@ class States(RuleBasedStateMachine):
         execute(self.database, statement, ids=[shard.id for shard in dead])
         self._die(dead, None)
 
-    @rule(worker=st.sampled_from(WORKERS))
-    def kill(self, worker: str) -> None:
-        held = [s for job in self.jobs for s in job.shards if s.state == "leased" and s.worker == worker]
-        self._die(held, worker)
+    @rule(worker=st.sampled_from(WORKERS), times=st.integers(1, LIVES + 1))
+    def kill(self, worker: str, times: int) -> None:
+        """Again and again, as soon as it has taken something up."""
+        for _ in range(times):
+            held = [s for job in self.jobs for s in job.shards if s.state == "leased" and s.worker == worker]
+            self._die(held, worker)
+            self.wake()
+            self._claim(worker, True, True, Priority.BULK)
 
     def _die(self, dead: list[Shard], worker: str | None) -> None:
         assert set(rescue(self.database, worker)) == {shard.id for shard in dead}
@@ -451,49 +473,49 @@ class States(RuleBasedStateMachine):
         self.unchanged(attempt)
 
     def unchanged(self, act: Any) -> Any:
-        before = ledger.everything(self.database)
+        before = self.ledger.everything()
         result = act()
-        assert ledger.everything(self.database) == before
+        assert self.ledger.everything() == before
         return result
 
     @invariant()
     def the_rows_agree_with_one_another(self) -> None:
-        ledger.check(self.database)
+        self.ledger.check()
 
     @invariant()
     def the_rows_are_as_predicted(self) -> None:
-        rows = query(self.database, "SELECT id, state, items, cached, computed, failed, failed_in_row FROM jobs")
-        assert {tuple(row) for row in rows} == {
+        rows = self.ledger.rows("SELECT id, state, items, cached, computed, failed, failed_in_row FROM jobs")
+        assert set(rows) == {
             (job.id, job.state, len(job.inputs), job.cached, job.computed, len(job.errors), job.in_row)
             for job in self.jobs
         }
-        rows = query(self.database, "SELECT id, state, attempt, alone, deaths, token FROM shards")
-        assert {tuple(row) for row in rows} == {
+        rows = self.ledger.rows("SELECT id, state, attempt, alone, deaths, token FROM shards")
+        assert set(rows) == {
             (s.id, s.state, s.attempt, s.alone, s.deaths, s.lease.token if s.state == "leased" and s.lease else None)
             for job in self.jobs
             for s in job.shards
         }
-        rows = query(self.database, "SELECT job_id, input_id, code FROM item_errors")
-        assert {tuple(row) for row in rows} == {(job.id, i, code) for job in self.jobs for i, code in job.errors.items()}
-        rows = query(self.database, "SELECT target_id, input_id, shard_id FROM results")
+        rows = self.ledger.rows("SELECT job_id, input_id, code FROM item_errors")
+        assert set(rows) == {(job.id, i, code) for job in self.jobs for i, code in job.errors.items()}
+        rows = self.ledger.rows("SELECT target_id, input_id, shard_id FROM results")
         assert {(row[0], row[1]): row[2] for row in rows} == self.results
 
     @invariant()
     def what_was_said_of_an_item_stays(self) -> None:
-        now = ledger.outcomes(self.database)
+        now = self.ledger.outcomes()
         assert {key: now.get(key) for key in self.said} == self.said
         self.said = now
 
 
 @pytest.fixture
-def machine(database: Database) -> Iterator[type[States]]:
+def machine(database: Database, ledger: Ledger) -> Iterator[type[States]]:
     targets = [make_target(database, name) for name in ("one", "two")]
     statement = "INSERT INTO webhook_endpoints (url, secret) VALUES ('https://example.org/', '') RETURNING id"
     (row,) = query(database, statement)
-    yield type("Machine", (States,), {"database": database, "targets": targets, "endpoint": row[0]})
+    yield type("Machine", (States,), {"database": database, "ledger": ledger, "targets": targets, "endpoint": row[0]})
 
 
 @pytest.mark.timeout(3600)
 def test_states(machine: type[States]) -> None:
-    how = settings(max_examples=examples(0.25, 0.1), stateful_step_count=40)
+    how = settings(max_examples=examples(0.3, 0.1), stateful_step_count=40)
     run_state_machine_as_test(machine, settings=how)

@@ -122,4 +122,6 @@ def _root(error: BaseException) -> str:
     """What lies at the bottom: libraries say little more than that an attempt failed."""
     while error.__cause__ is not None:
         error = error.__cause__
+    if isinstance(error, httpcore2.ReadError | httpcore2.WriteError) and not str(error):
+        return "the connection broke before the answer was complete"
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -318,7 +318,7 @@ def test_a_model_that_does_not_fit_is_refused_with_both_sizes(client: Client) ->
 
 def test_no_database_and_wrong_settings(mill: Mill, tmp_path: Path, make_database) -> None:  # type: ignore[no-untyped-def]
     broker = mill.environment["BATCHMILL_BROKER_URL"]
-    with pytest.raises(DatabaseUnavailable, match=r"postgresql://u:\*\*\*@.*does not answer") as caught:
+    with pytest.raises(DatabaseUnavailable, match=r"postgresql://u:\*\*\*@.*cannot be used now") as caught:
         Client(database_url=f"postgresql://u:secret@/nothing?host={tmp_path}", broker_url=broker)
     assert "secret" not in str(caught.value)
     with pytest.raises(SchemaMismatch, match="batchmill migrate"):

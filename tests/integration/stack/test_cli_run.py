@@ -66,7 +66,7 @@ def running_home() -> Iterator[Path]:
         ended = batchmill("down")
         shutil.rmtree(home)
     assert ended.returncode == 0
-    assert ended.stderr == f"ended beat, worker, valkey, postgres under {home.resolve()}\n"
+    assert ended.stderr == f"ended webhooks, beat, worker, valkey, postgres under {home.resolve()}\n"
 
 
 @pytest.fixture
@@ -208,6 +208,55 @@ def test_ctrl_c_ends_the_waiting_and_not_the_job(batchmill: Terminal, eventually
     assert farewell.startswith("interrupted; job ")
     job_id = farewell.split()[-1]
     assert batchmill.json("jobs", "watch", job_id)["state"] == "succeeded"
+
+
+def test_jobs_are_paused_resumed_cancelled_and_retried(batchmill: Terminal) -> None:
+    assert batchmill("models", "add", "away", "fake:?dimensions=4", "--pool", "away").returncode == 0
+    source = batchmill.write("in.txt", "one\ntwo\n")
+    first, second = (
+        batchmill("submit", source, "-m", "away", "--expires-in", time).stdout.strip() for time in ("90m", "3d")
+    )
+
+    paused = batchmill("jobs", "pause", first, f"batchmill://jobs/{second}")
+    assert (paused.returncode, paused.stdout) == (0, "")
+    assert paused.stderr == "".join(f"job {i} is paused: batchmill jobs resume {i}\n" for i in (first, second))
+    shown = dict(line.split(maxsplit=1) for line in batchmill("jobs", "show", first).stdout.splitlines())
+    assert (shown["state"].strip(), shown["waiting"].strip(), "expires" in shown) == ("paused", "2", True)
+    assert [job["state"] for job in batchmill.json("jobs", "resume", first, second)] == ["queued", "queued"]
+
+    # One that cannot be cancelled keeps none of the others from it.
+    ended = batchmill("jobs", "cancel", first, "nonsense", second)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    lines = ended.stderr.splitlines()
+    assert lines[0] == f"job {first} is cancelled: 0 of 2 inputs were done"
+    assert lines[1].startswith("error: 'nonsense' is no job's id")
+    assert lines[2] == f"job {second} is cancelled: 0 of 2 inputs were done"
+    refused = batchmill("jobs", "resume", first)
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (1, 1)
+    assert f"job {first} is cancelled for good" in refused.stderr
+
+    retried = batchmill("jobs", "retry-failed", first)
+    retry = retried.stdout.strip()
+    assert retried.stderr == f"2 items of job {first} are job {retry}\n"
+    [again] = batchmill.json("jobs", "retry-failed", first)
+    assert (again["id"], again["retry_of"]) == (retry, first)
+    watched = batchmill("jobs", "watch", first)
+    assert watched.returncode == 1
+    assert f"error: job {first} is cancelled, 2 of 2 inputs were not computed" in watched.stderr
+
+
+def test_a_run_that_expires_says_how_to_read_what_was_done(batchmill: Terminal) -> None:
+    assert batchmill("models", "add", "late", "fake:?dimensions=4", "--pool", "away").returncode == 0
+    source = batchmill.write("in.txt", "one\n")
+
+    late = batchmill("run", source, "-m", "late", "-o", "out.csv", "--expires-in", "1")
+    assert late.returncode == 1
+    job_id = late.stderr.split()[-4].strip("`") if late.stderr else ""
+    assert f"`batchmill jobs results {job_id}` gives what was" in late.stderr
+    assert not (batchmill.folder / "out.csv").exists()
+    unheard = batchmill("submit", source, "-m", "late", "--callback-url", "https://receiver.example/hook")
+    assert (unheard.returncode, unheard.stdout) == (1, "")
+    assert "batchmill webhooks add" in unheard.stderr
 
 
 def test_the_register_of_models(batchmill: Terminal) -> None:

@@ -90,7 +90,9 @@ def test_all_of_an_old_job_goes_and_then_what_nobody_refers_to(database: Databas
     assert counts(database) == (1, 2, 1, 0, 2, 2)
 
 
-def test_results_and_inputs_outlive_their_jobs_until_they_are_old_themselves(database: Database, target_id: int) -> None:
+def test_results_and_inputs_outlive_their_jobs_until_they_are_old_themselves(
+    database: Database, target_id: int
+) -> None:
     done(database, target_id, "ab", days=8)
     age_facts(database, 29)
     assert retention.purge(database, WEEK) == Purged(jobs=1, items=2, results=0, inputs=0)

@@ -59,8 +59,9 @@ def test_who_hears_of_the_job_hears_of_its_retry(database: Database, target_id: 
     )
     execute(
         database,
-        "UPDATE jobs SET endpoint_id = :e, callback_url = 'https://a.example/?x', progress_at = '{25,75}' WHERE id = :id",
+        "UPDATE jobs SET endpoint_id = :e, callback_url = :url, progress_at = '{25,75}' WHERE id = :id",
         e=endpoint_id,
+        url="https://a.example/?x",
         id=job_id,
     )
     with database.transaction() as connection:

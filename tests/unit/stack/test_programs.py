@@ -29,7 +29,8 @@ def test_the_worker_comes_before_beat_and_is_told_where_everything_is(tmp_path: 
     programs = worker_and_beat(settings, StackAddresses("postgresql:///a", "redis://b"))
     assert [program.name for program in programs] == [WORKER, BEAT, WEBHOOKS]
     for program in programs:
-        assert program.environment["BATCHMILL_DATABASE_URL"] == "postgresql:///a"
+        role = "batchmill_webhooks" if program.name == WEBHOOKS else "batchmill_worker"
+        assert program.environment["BATCHMILL_DATABASE_URL"] == f"postgresql://{role}@/a"
         assert program.environment["BATCHMILL_BROKER_URL"] == "redis://b"
         assert program.environment["BATCHMILL_ARTIFACTS"] == settings.artifacts_url
     stale = Path(programs[0].environment["BATCHMILL_READY_FILE"])
