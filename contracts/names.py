@@ -107,6 +107,8 @@ def split_reference(reference: str) -> tuple[str, int | None]:
     Raises:
         InvalidRequest: The version is not a positive number, or the name is not one.
     """
+    if not isinstance(reference, str):
+        raise InvalidRequest(f"model {reference!r:.80}: give `name` or `name@version`")
     name, at, version = reference.partition("@")
     if at and not (version.isascii() and version.isdigit() and 0 < int(version) < 2**31):
         raise InvalidRequest(f"model {reference!r}: the version after '@' is a positive number")

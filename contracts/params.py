@@ -53,6 +53,8 @@ def parse_params(task: Task, params: Mapping[str, Any] | None) -> dict[str, Any]
     Raises:
         InvalidParams: A parameter is unknown or has a wrong value; the message names each.
     """
+    if not isinstance(params, Mapping | None):
+        raise InvalidParams(f"parameters of {task}: expected a mapping of names to values, got {type(params).__name__}")
     try:
         return PARAMS[task].model_validate(dict(params or {})).model_dump(mode="json")
     except ValidationError as error:

@@ -189,3 +189,5 @@ class Client:
 def _check_iterable(inputs: Any) -> None:
     if isinstance(inputs, str | bytes | Mapping):
         raise InvalidRequest(f"inputs is one {type(inputs).__name__}: give a list of inputs, [input] for a single one")
+    if not isinstance(inputs, Iterable):
+        raise InvalidRequest(f"inputs is of type {type(inputs).__name__}: give a list of inputs, or any iterable")

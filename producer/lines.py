@@ -69,15 +69,27 @@ def check_custom_id(value: Any) -> str | None:
     if value is None:
         return None
     if type(value) is int:
-        value = str(value)
+        value = digits(value)
     if type(value) is not str:
         raise InvalidInput(f"the id is of type {type(value).__name__}: give a string or an integer")
-    if not value or len(value) > MAX_ID_CHARACTERS or "\0" in value:
+    if not value or len(value) > MAX_ID_CHARACTERS or "\0" in value or not _is_unicode(value):
         raise InvalidInput(
-            f"the id {value[:40]!a} is empty, longer than {MAX_ID_CHARACTERS} characters or holds a NUL: "
-            "change it, or leave it out"
+            f"the id {value[:40]!a} is empty, longer than {MAX_ID_CHARACTERS} characters, or holds a NUL or half of "
+            "a surrogate pair: change it, or leave it out"
         )
     return value
+
+
+def digits(number: int) -> str:
+    """A number as the text of an id; one with thousands of digits, which Python refuses to write, as too long a text."""
+    return str(number) if number.bit_length() < 4 * MAX_ID_CHARACTERS else hex(number)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 @contextmanager

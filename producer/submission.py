@@ -23,7 +23,7 @@ from contracts.errors import (
 from contracts.inputs import check_input
 from contracts.models import ModelSpec
 from contracts.states import Priority
-from producer.lines import Entry, check_custom_id, too_long
+from producer.lines import Entry, check_custom_id, digits, too_long
 from storage import budgets, endpoints, inputs, jobs, models, sealing
 from storage.database import Database
 from storage.inputs import Line
@@ -47,7 +47,8 @@ def entries(values: Iterable[Any]) -> Iterator[Entry]:
             case Entry():
                 yield value
             case (str() | int() as custom_id, payload) if type(value) is tuple and type(custom_id) is not bool:
-                yield Entry(f"item {number}", str(custom_id), payload, None)
+                text = str(custom_id) if isinstance(custom_id, str) else digits(custom_id)
+                yield Entry(f"item {number}", text, payload, None)
             case str() | Mapping():
                 yield Entry(f"item {number}", None, value, None)
             case _:

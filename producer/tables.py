@@ -83,9 +83,9 @@ def read_parquet(path: Path, id_column: str | None, input_column: str) -> Iterat
 
 
 def quoted(names: Iterable[str]) -> str:
-    """Names for a message: the first ten, in order."""
+    """Names for a message: the first ten, in order, the beginning of each."""
     names = sorted(names)
-    return (", ".join(repr(name) for name in names[:10]) + (", …" if len(names) > 10 else "")) or "none"
+    return (", ".join(repr(name[:60]) for name in names[:10]) + (", …" if len(names) > 10 else "")) or "none"
 
 
 class _Texts:

@@ -34,8 +34,8 @@ def check_idempotency_key(key: str | None) -> str | None:
     """
     if key is not None:
         _canonical("idempotency_key", key)
-        if not 0 < len(key) <= MAX_KEY_CHARACTERS:
-            raise InvalidRequest(f"an idempotency key has 1 to {MAX_KEY_CHARACTERS} characters")
+        if type(key) is not str or not 0 < len(key) <= MAX_KEY_CHARACTERS:
+            raise InvalidRequest(f"an idempotency key is a text of 1 to {MAX_KEY_CHARACTERS} characters")
     return key
 
 
@@ -46,6 +46,8 @@ def check_metadata(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
         InvalidInput: A value is no JSON.
         InvalidRequest: It is too large.
     """
+    if not isinstance(metadata, Mapping | None):
+        raise InvalidRequest(f"metadata: expected a mapping of names to values, got {type(metadata).__name__}")
     checked = dict(metadata or {})
     size = len(_canonical("metadata", checked))
     if size > MAX_METADATA_BYTES:
@@ -81,6 +83,8 @@ def check_progress_at(progress_at: Sequence[int], callback_url: str | None) -> t
     Raises:
         InvalidRequest: One is not a whole number from 1 to 99, or there is nobody to hear of it.
     """
+    if not isinstance(progress_at, Sequence):
+        raise InvalidRequest(f"progress_at {progress_at!r}: give a list of whole percentages")
     for percent in progress_at:
         if type(percent) is not int or not 1 <= percent <= 99:
             raise InvalidRequest(f"progress_at {percent!r}: give whole percentages from 1 to 99")

@@ -96,8 +96,8 @@ def _tls(url: str) -> tuple[str, dict[str, Any] | None]:
     address = url.partition("?")[0] + (f"?{urlencode(query)}" if query else "")
     if parts.scheme == "rediss":
         return address, {"ssl_cert_reqs": ssl.CERT_REQUIRED, **{f"ssl_{name}": path for name, path in named.items()}}
-    # A name that is None stands for the one connected to; without the key, it would not be verified.
-    return address, {"cert_reqs": ssl.CERT_REQUIRED, "server_hostname": None, **named}
+    # Without a name, none would be asked for.
+    return address, {"cert_reqs": ssl.CERT_REQUIRED, "server_hostname": parts.hostname or "localhost", **named}
 
 
 class Tickets:

@@ -6,7 +6,7 @@ Each can log in and has no password: where the server asks for one, nobody is le
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from sqlalchemy import Connection, make_url, text
+from sqlalchemy import URL, Connection, make_url, text
 
 from contracts.errors import ConfigurationError
 from storage.database import Database
@@ -95,7 +95,9 @@ ROLES = (
 
 def as_role(url: str, role: str) -> str:
     """A database's address for one of its roles; without a password, which is another's."""
-    return make_url(url).set(username=role, password=None).render_as_string()
+    there = make_url(url)
+    ours = URL.create(there.drivername, role, None, there.host, there.port, there.database, there.query)
+    return ours.render_as_string()
 
 
 def apply(url: str) -> None:

@@ -27,6 +27,7 @@ def _unfenced() -> None:
 
     shards.close = close
     shards.renew = lambda connection, tokens, lease: set(tokens)
+    shards.valid = lambda connection, tokens: set(tokens)
 
 
 def _announced_later() -> None:

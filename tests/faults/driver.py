@@ -115,7 +115,8 @@ class Driver:
 
     def _cancel(self) -> None:
         for number, job in self.world.acknowledged().items():
-            if self.plans[number].cancelled and number not in self._cancelled and self.world.cancel(job):
+            plan = self.plans.get(number)
+            if plan and plan.cancelled and number not in self._cancelled and self.world.cancel(job):
                 self._cancelled.add(number)
 
     def _feed(self) -> None:

@@ -99,8 +99,13 @@ class Nursery:
     def close(self) -> None:
         """End everything that still runs."""
         assert self._popen.stdin is not None
+        assert self._popen.stdout is not None
         self._popen.stdin.close()
         self._popen.wait(20)
+        self._popen.stdout.close()
+        self._answers.close()
+        for process in self._living.values():
+            process.close()
 
     def _read(self, seconds: float) -> list[dict[str, int]]:
         if self._answers.select(seconds):

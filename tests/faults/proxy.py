@@ -27,6 +27,7 @@ class Proxy:
         self._loop = asyncio.new_event_loop()
         self._open = asyncio.Event()
         self._open.set()
+        self._stopping = asyncio.Event()
         self._writers: set[asyncio.StreamWriter] = set()
         self._commits_to_lose = 0
         self.lost_commits = 0
@@ -58,20 +59,22 @@ class Proxy:
         self._commits_to_lose += 1
 
     def stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._loop.call_soon_threadsafe(self._stopping.set)
         self._thread.join()
 
     def _run(self, started: threading.Event) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_until_complete(self._serve())
-        started.set()
-        self._loop.run_forever()
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._serve(started))
 
-    async def _serve(self) -> None:
+    async def _serve(self, started: threading.Event) -> None:
         if isinstance(self._listen, str):
-            await asyncio.start_unix_server(self._accept, self._listen)
+            server = await asyncio.start_unix_server(self._accept, self._listen)
         else:
-            await asyncio.start_server(self._accept, *self._listen)
+            server = await asyncio.start_server(self._accept, *self._listen)
+        started.set()
+        await self._stopping.wait()
+        server.close()
+        self._reset()
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         if isinstance(self._target, str):

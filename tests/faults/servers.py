@@ -68,6 +68,7 @@ class SmallDisk:
         self._holder = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
         assert self._holder.stdout is not None
         self.works = self._holder.stdout.readline() == b"mounted\n"
+        self._holder.stdout.close()
         self.folder = folder
         self.prefix = ("nsenter", f"--target={self._holder.pid}", "--user", "--mount", "--preserve-credentials")
         self._outside = Path(f"/proc/{self._holder.pid}/root{folder}")

@@ -99,20 +99,31 @@ class Terminate(Fault):
 
 
 class Zombie(Fault):
-    """SIGSTOP for a lease and a half, then SIGCONT: it wakes up and finds that its leases are someone else's."""
+    """SIGSTOP for a lease and a half at least, then SIGCONT: it wakes up, and its leases are gone or someone else's.
+
+    Args:
+        outlived: Whether it sleeps on until someone else has closed its shards.
+    """
 
     name = "zombie"
 
+    def __init__(self, *, outlived: bool = False) -> None:
+        self._outlived = outlived
+
     def strike(self, world: World) -> None:
         victim, held = _victim(world)
-        seconds = 1.5 * world.shape.lease
         victim.stopped = True
+        begun = time.monotonic()
+        if self._outlived and not world.wait(lambda: not world.open_among(held), PATIENCE):
+            raise AssertionError(f"nobody took over what a worker that stands still held: {held}")
+        seconds = world.rng.uniform(1.5, 2.5) * world.shape.lease - (time.monotonic() - begun)
 
         def wake() -> None:
             victim.stopped = False
             victim.send(signal.SIGCONT)
 
-        world.record(fault=self.name, process=victim.ordinal, held=held, until=time.monotonic() + seconds)
+        until = time.monotonic() + max(seconds, 0)
+        world.record(fault=self.name, process=victim.ordinal, held=held, began=begun, until=until)
         world.later(seconds, wake)
 
 
@@ -281,10 +292,17 @@ class Clock(Fault):
 
     def strike(self, world: World) -> None:
         for offset in (-600.0, 600.0):
+            self._serve(world, offset)
+
+    def _serve(self, world: World, offset: float) -> None:
+        for _ in range(ATTEMPTS):
             worker = world.spawn(clock=offset)
-            if not world.wait(lambda: world.held_by(worker), PATIENCE):  # noqa: B023 - called here
+            if not world.wait(lambda: worker.code is not None or world.held_by(worker), PATIENCE):  # noqa: B023
                 raise AssertionError(f"a worker whose clock is off claimed nothing for a minute: {worker.log}")
-            world.record(fault=self.name, held=world.held_by(worker))
+            if held := world.held_by(worker):
+                world.record(fault=self.name, held=held)
+                return
+        raise AssertionError(f"no worker whose clock is off lived for long; the last one: {worker.log}")
 
 
 class WebhooksKill(Fault):

@@ -315,6 +315,10 @@ class World:
         name = f"{socket.gethostname()}:{worker.pid}"
         return [str(row.id) for row in self.leased() if row.worker == name]
 
+    def open_among(self, held: Sequence[str]) -> list[Any]:
+        """Those of the shards that are not dealt with."""
+        return self.query("SELECT id FROM shards WHERE id::text = ANY(%s) AND state IN ('queued', 'leased')", held)
+
     def waiting(self) -> int:
         """Inputs of jobs that go on, with neither a result nor an error."""
         rows = self.query(

@@ -178,10 +178,10 @@ class States(RuleBasedStateMachine):
     def claim(self, worker: str, busy: bool, loads: bool, lowest: Priority) -> None:
         self._claim(worker, not busy, not loads, lowest)
 
-    @rule(worker=st.sampled_from(WORKERS), count=st.integers(1, 4))
-    def claim_what_there_is(self, worker: str, count: int) -> None:
+    @rule(worker=st.sampled_from(WORKERS), count=st.integers(1, 4), loads=st.booleans())
+    def claim_what_there_is(self, worker: str, count: int, loads: bool) -> None:
         for _ in range(count):
-            self._claim(worker, True, True, Priority.BULK)
+            self._claim(worker, True, not loads, Priority.BULK)
 
     def _claim(self, worker: str, idle: bool, loaded: bool, lowest: Priority) -> None:
         models = [row[0] for row in query(self.database, "SELECT id FROM models")] if loaded else []
@@ -341,14 +341,14 @@ class States(RuleBasedStateMachine):
         execute(self.database, statement, ids=[shard.id for shard in dead])
         self._die(dead, None)
 
-    @rule(worker=st.sampled_from(WORKERS), times=st.integers(1, LIVES + 1))
-    def kill(self, worker: str, times: int) -> None:
+    @rule(worker=st.sampled_from(WORKERS), times=st.integers(1, LIVES + 1), loads=st.booleans())
+    def kill(self, worker: str, times: int, loads: bool) -> None:
         """Again and again, as soon as it has taken something up."""
         for _ in range(times):
             held = [s for job in self.jobs for s in job.shards if s.state == "leased" and s.worker == worker]
             self._die(held, worker)
             self.wake()
-            self._claim(worker, True, True, Priority.BULK)
+            self._claim(worker, True, not loads, Priority.BULK)
 
     def _die(self, dead: list[Shard], worker: str | None) -> None:
         assert set(rescue(self.database, worker)) == {shard.id for shard in dead}
@@ -517,5 +517,5 @@ def machine(database: Database, ledger: Ledger) -> Iterator[type[States]]:
 
 @pytest.mark.timeout(3600)
 def test_states(machine: type[States]) -> None:
-    how = settings(max_examples=examples(0.3, 0.1), stateful_step_count=40)
+    how = settings(max_examples=examples(0.4, 0.1), stateful_step_count=50)
     run_state_machine_as_test(machine, settings=how)

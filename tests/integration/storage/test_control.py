@@ -311,6 +311,7 @@ def test_a_job_that_is_held_expires_at_the_next_tick(database: Database, target_
     with database.transaction() as held:
         jobs.lock(held, job_id)
         with database.transaction() as connection:
+            connection.execute(text("SET LOCAL lock_timeout = '2s'"))
             assert control.expire_due(connection) == []
     with database.transaction() as connection:
         assert control.expire_due(connection) == [job_id]

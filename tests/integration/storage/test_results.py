@@ -8,7 +8,7 @@ import orjson
 import pytest
 from numpy.typing import NDArray
 
-from contracts.errors import ItemFailed
+from contracts.errors import ItemFailed, JobNotFound
 from contracts.names import Task
 from storage import pages, results
 from storage.database import Database

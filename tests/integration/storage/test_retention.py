@@ -24,7 +24,6 @@ from tests.jobs import (
     open_job,
     query,
     seal,
-    store,
     submit,
 )
 
@@ -42,7 +41,8 @@ def age_job(database: Database, job_id: UUID, days: int) -> None:
     execute(
         database,
         """
-        UPDATE jobs SET created_at = created_at - :age, finished_at = finished_at - :age, received_at = received_at - :age
+        UPDATE jobs SET created_at = created_at - :age, finished_at = finished_at - :age,
+                        received_at = received_at - :age
         WHERE id = :id
         """,
         id=job_id,
@@ -319,7 +319,6 @@ def test_no_result_vanishes_under_a_submission(
                 stop.set()
             sent = [job_id for client in clients for job_id in client.result(30)]
         check_every_job(database, target_id)
-        print(len(sent), len(purged), purged[:12], sum(r.results for r in purged), sum(r.inputs for r in purged))
         assert len(sent) > 50
         assert sum(run.results for run in purged) > 50, purged
         assert sum(run.inputs for run in purged) > 50, purged

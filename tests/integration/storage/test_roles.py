@@ -1,0 +1,202 @@
+"""What each role may do, by doing it, and what it may not, by trying."""
+
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from uuid import uuid4
+
+import pytest
+from psycopg.errors import InsufficientPrivilege
+from sqlalchemy import text
+from sqlalchemy.exc import ProgrammingError
+
+from contracts.errors import ConfigurationError
+from contracts.states import DeliveryState
+from storage import deliveries, endpoints, retention, roles, schema
+from storage.database import Database
+from storage.deliveries import Outcome
+from storage.retention import Purged, Retention
+from storage.roles import MIGRATOR, PRODUCER, READER, WEBHOOKS, WORKER, as_role
+from storage.tables import metadata
+from tests.jobs import claim, execute, finish, make_target, query, submit
+
+OURS = [role.name for role in roles.ROLES]
+
+
+@pytest.fixture(scope="module")
+def role_url(make_database: Callable[..., str]) -> Callable[[str], str]:
+    """The address of a database of this module's own, as a role."""
+    url = make_database()
+    roles.apply(url)
+    return lambda role: as_role(url, role)
+
+
+@pytest.fixture
+def open_as(role_url: Callable[[str], str]) -> Iterator[Callable[[str], Database]]:
+    opened = []
+
+    def connect(role: str) -> Database:
+        opened.append(Database(role_url(role)))
+        return opened[-1]
+
+    yield connect
+    for database in opened:
+        database.close()
+
+
+FORBIDDEN = {
+    MIGRATOR: ["CREATE ROLE more", "COPY jobs TO PROGRAM 'true'", "ALTER ROLE batchmill_worker SUPERUSER"],
+    PRODUCER: [
+        "INSERT INTO results (input_id, target_id, shard_id, truncated, output) VALUES (1, 1, uuidv7(), false, '1')",
+        "UPDATE results SET truncated = true",
+        "DELETE FROM results",
+        "UPDATE inputs SET payload = '1'",
+        "DELETE FROM inputs",
+        "UPDATE items SET input_id = 1",
+        "DELETE FROM shards",
+        "INSERT INTO item_errors (job_id, input_id, code, message) VALUES (uuidv7(), 1, 'x', 'x')",
+        "UPDATE targets SET epoch = 0",
+        "DELETE FROM models",
+        "DELETE FROM webhook_endpoints",
+        "UPDATE batch_budgets SET budget_tokens = 1",
+        "SELECT * FROM chores",
+    ],
+    WORKER: [
+        "INSERT INTO jobs (target_id, pool, state, priority) VALUES (1, 'default', 'queued', 0)",
+        "INSERT INTO items (job_id, position, input_id) VALUES (uuidv7(), 0, 1)",
+        "INSERT INTO inputs (digest, payload, size) VALUES ('', '1', 1)",
+        "UPDATE results SET truncated = true",
+        "UPDATE models SET source = 'elsewhere'",
+        "UPDATE targets SET epoch = 0",
+        "DELETE FROM deliveries",
+        "UPDATE deliveries SET state = 'delivered'",
+        "SELECT url FROM webhook_endpoints",
+        "SELECT secret FROM webhook_endpoints",
+    ],
+    WEBHOOKS: [
+        "SELECT * FROM inputs",
+        "SELECT * FROM results",
+        "SELECT * FROM items",
+        "SELECT * FROM jobs",
+        "SELECT * FROM models",
+        "UPDATE deliveries SET body = '{}'",
+        "UPDATE deliveries SET url = 'https://elsewhere'",
+        "INSERT INTO deliveries (endpoint_id, url, event, body) VALUES (1, '', '', '{}')",
+        "DELETE FROM deliveries",
+        "UPDATE webhook_endpoints SET url = 'https://elsewhere'",
+        "UPDATE webhook_endpoints SET secret = ''",
+        "DELETE FROM webhook_endpoints",
+    ],
+    READER: [
+        "SELECT * FROM webhook_endpoints",
+        "SELECT secret FROM webhook_endpoints",
+        "SELECT previous_secret FROM webhook_endpoints",
+        *(f"DELETE FROM {table}" for table in metadata.tables),
+    ],
+}
+FORBIDDEN_TO_ALL_BUT_THE_MIGRATOR = [
+    "CREATE TABLE more (n bigint)",
+    "ALTER TABLE jobs ADD COLUMN more bigint",
+    "DROP TABLE jobs",
+    "TRUNCATE results",
+    "UPDATE alembic_version SET version_num = '0001'",
+    "SET ROLE batchmill_migrator",
+]
+
+
+@pytest.mark.parametrize("role", OURS)
+def test_what_a_role_may_not_do(open_as: Callable[[str], Database], role: str) -> None:
+    database = open_as(role)
+    for statement in FORBIDDEN[role] + ([] if role == MIGRATOR else FORBIDDEN_TO_ALL_BUT_THE_MIGRATOR):
+        with pytest.raises(ProgrammingError) as refused, database.transaction() as connection:
+            connection.execute(text(statement))
+            pytest.fail(f"{role}: {statement}")
+        assert isinstance(refused.value.orig, InsufficientPrivilege), f"{role}: {statement}: {refused.value}"
+
+
+def test_a_job_passes_from_role_to_role(open_as: Callable[[str], Database]) -> None:
+    producer, worker, webhooks, reader = (open_as(role) for role in (PRODUCER, WORKER, WEBHOOKS, READER))
+    for database in (producer, worker, webhooks, reader):
+        with database.transaction() as connection:
+            schema.check(connection)
+    target_id = make_target(producer)
+    with producer.transaction() as connection:
+        endpoint = endpoints.add(connection, "https://example.org/hook", b"encrypted")
+    submit(producer, target_id, "abc")
+    execute(producer, "UPDATE jobs SET endpoint_id = :id, callback_url = 'https://example.org/hook'", id=endpoint.id)
+    lease = claim(worker)
+    assert lease is not None
+    finish(worker, lease)
+    submit(producer, target_id, "cd")
+    with webhooks.transaction() as connection:
+        (sent,) = deliveries.claim(connection, free={}, fresh=5, room=5, hold=timedelta(minutes=1))
+        outcome = Outcome(sent.id, sent.token, DeliveryState.DELIVERED, 200, None)
+        assert deliveries.finish(connection, [outcome]) == 1
+        assert endpoints.disable(connection, endpoint.id, "gone")
+    assert query(reader, "SELECT state FROM deliveries") == [("delivered",)]
+    assert query(reader, "SELECT count(*) FROM results") == [(3,)]
+    assert query(reader, "SELECT url, disabled_reason FROM webhook_endpoints") == [("https://example.org/hook", "gone")]
+    now = Retention(timedelta(microseconds=1), timedelta(microseconds=1))
+    assert retention.purge(worker, now) == Purged(jobs=1, items=3, results=2, inputs=2)
+
+
+def test_the_migrator_brings_an_empty_database_up_to_date_and_back(make_database: Callable[..., str]) -> None:
+    url = make_database(migrated=False)
+    with Database(url) as owner:
+        execute(owner, "CREATE EXTENSION vector")  # its library is code: that is for who owns the server
+    roles.apply(url)
+    schema.upgrade(as_role(url, MIGRATOR))
+    roles.apply(as_role(url, MIGRATOR))  # owns them, so that it may give the rights
+    with Database(as_role(url, READER)) as reader, reader.transaction() as connection:
+        schema.check(connection)
+    schema.downgrade(as_role(url, MIGRATOR), "0001")
+    schema.upgrade(as_role(url, MIGRATOR))
+
+
+def test_tables_of_another_owner_are_taken_over_and_rights_beyond_ours_taken_back(database: Database) -> None:
+    url = database.url.render_as_string()
+    roles.apply(url)
+    execute(database, "GRANT ALL ON results, webhook_endpoints TO batchmill_webhooks")
+    execute(database, "ALTER TABLE results OWNER TO batchmill")
+    roles.apply(url)
+    roles.apply(url)
+    rights = "SELECT has_table_privilege('batchmill_webhooks', 'results', 'SELECT')"
+    assert query(database, rights) == [(False,)]
+    assert query(
+        database, "SELECT DISTINCT tableowner FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'full_up'"
+    ) == [(MIGRATOR,)]
+    assert query(database, "SELECT rolname FROM pg_roles WHERE rolname LIKE 'batchmill\\_%' AND rolsuper") == []
+
+
+def test_who_may_create_roles_need_not_be_a_superuser(make_database: Callable[..., str]) -> None:
+    url = make_database(migrated=False)
+    admin = f"admin_{uuid4().hex[:8]}"
+    with Database(url) as owner:
+        name = owner.url.database
+        for statement in (
+            "CREATE EXTENSION vector",
+            f"CREATE ROLE {admin} LOGIN CREATEROLE",
+            f"ALTER DATABASE {name} OWNER TO {admin}",
+            *(f"GRANT {role} TO {admin} WITH ADMIN OPTION" for role in OURS),
+        ):
+            execute(owner, statement)
+    schema.upgrade(as_role(url, admin))
+    roles.apply(as_role(url, admin))
+    with Database(as_role(url, WORKER)) as worker, worker.transaction() as connection:
+        schema.check(connection)
+
+
+def test_a_superuser_of_that_name_is_refused(database: Database) -> None:
+    url = database.url.render_as_string()
+    roles.apply(url)
+    execute(database, "ALTER ROLE batchmill_reader SUPERUSER")
+    try:
+        with pytest.raises(ConfigurationError, match="ALTER ROLE batchmill_reader NOSUPERUSER"):
+            roles.apply(url)
+    finally:
+        execute(database, "ALTER ROLE batchmill_reader NOSUPERUSER")
+
+
+def test_a_password_is_not_carried_over() -> None:
+    assert as_role("postgresql://admin:secret@host:5432/db?sslmode=verify-full", WORKER) == (
+        "postgresql://batchmill_worker@host:5432/db?sslmode=verify-full"
+    )

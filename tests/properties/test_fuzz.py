@@ -1,0 +1,192 @@
+"""Submissions of anything: each is taken or refused by a typed error that names the place, and none gets stuck.
+
+What of a submission needs no database runs without one, so that a million of them take minutes; every so many go the
+whole way. `BATCHMILL_FUZZ_SUBMISSIONS` says how many, `BATCHMILL_FUZZ_SEED` which.
+"""
+
+import random
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from contracts.errors import BatchmillError, EmptyJob, InvalidInput
+from contracts.models import ModelSpec
+from contracts.settings import Settings
+from producer import Client, client, read
+from producer.submission import ContentDigest, Submission, chunks
+from storage.inputs import Line
+from tests.conftest import Mill, wait_until
+from tests.properties import submissions
+from tests.properties.scale import count
+
+SUBMISSIONS = count("FUZZ_SUBMISSIONS", 20_000)
+SEED = count("FUZZ_SEED", 20_261_122)
+STORED_EVERY = 400
+"""One in so many goes through a database, and is computed."""
+NAMED = {"params": "parameters", "idempotency_key": "idempotency.key", "callback_url": "callback|endpoint|URL"}
+"""How a message speaks of an argument, where not by its name."""
+MOST_CHARACTERS = 2_000
+"""Of a message: it says what is wrong, and does not repeat what was given."""
+FAKE = ModelSpec.model_construct(
+    id=1, name="fake", version=1, source="fake:", task="embed", pool="default", engine="fake", epoch=1, digest=""
+)
+
+
+class Offline(Client):
+    """A client up to the point where a database is needed; it keeps what it would have stored."""
+
+    def __init__(self) -> None:
+        self.settings = Settings(database_url="postgresql://nowhere", broker_url="redis://nowhere")
+        self._database: Any = None
+        self._publisher: Any = SimpleNamespace(prepare=lambda: None, wake=lambda *_: None)
+        self.models: Any = SimpleNamespace(get=self._get)
+
+    def _get(self, reference: str) -> ModelSpec:
+        from contracts.errors import UnknownModel
+        from contracts.names import split_reference
+
+        if split_reference(reference) != ("fake", None):
+            raise UnknownModel(f"no model {reference!a}")
+        return FAKE
+
+    def job(self, job_id: Any) -> Any:
+        return job_id
+
+
+def _take(_: Any, submission: Submission, lines: Iterator[Line]) -> Any:
+    if submission.callback_url is not None:
+        from contracts.callbacks import parse
+        from contracts.errors import UnknownEndpoint
+
+        parse(submission.callback_url)
+        raise UnknownEndpoint(f"no endpoint for {submission.callback_url!a}")
+    content = ContentDigest(submission.model, submission.params)
+    taken = 0
+    for chunk in chunks(lines):
+        content.update(chunk)
+        taken += len(chunk)
+    content.value()
+    return SimpleNamespace(job_id=taken, shards=0)
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> Offline:
+    monkeypatch.setattr(client, "submit", _take)
+    return Offline()
+
+
+class Fuzz:
+    """Submissions after a seed, and what became of them."""
+
+    def __init__(self, seed: int, folder: Path) -> None:
+        self.rng = random.Random(seed)
+        self.folder = folder
+        table = pa.table({"id": [str(n) for n in range(50)], "input": [f"text {n}" * 5 for n in range(50)]})
+        pq.write_table(table, folder / "whole.parquet")
+        self.parquet = (folder / "whole.parquet").read_bytes()
+        self.taken = self.refused = self.files = 0
+
+    def submit(self, to: Client) -> Any:
+        """One submission; what came of it, None where it was refused."""
+        kind = self.rng.randrange(100)
+        try:
+            if kind == 0:
+                result = self._submit_file(to)
+            elif kind == 1:
+                result = to.submit("fake", self.rng.choice(submissions.NO_INPUTS))
+                pytest.fail("taken for inputs")
+            else:
+                result = self._submit_items(to)
+        except BatchmillError as error:
+            self.refused += 1
+            message = str(error)
+            assert 0 < len(message) < MOST_CHARACTERS, message[:300]
+            assert error.code
+            message.encode()  # it can be printed, and stored
+            return None
+        self.taken += 1
+        return result
+
+    def _submit_items(self, to: Client) -> Any:
+        items, bad = submissions.inputs(self.rng)
+        how, wrong = submissions.arguments(self.rng)
+        told: list[InvalidInput] = []
+        lenient = self.rng.random() < 0.5
+        try:
+            result = to.submit(inputs=iter(items), on_bad=told.append if lenient else None, **how)
+        except EmptyJob:
+            assert wrong is None
+            assert len(bad) == len(items)
+            raise
+        except InvalidInput as error:
+            assert wrong is not None or (bad and not lenient and error.where == f"item {bad[0]}"), (error, how, items)
+            raise
+        except BatchmillError as error:
+            assert wrong is not None, (error, how)
+            assert re.search(NAMED.get(wrong, wrong), str(error)), (wrong, str(error))
+            raise
+        assert wrong is None, f"{wrong} was taken: {how}"
+        assert lenient or not bad, f"taken: {items}"
+        assert [error.where for error in told] == [f"item {number}" for number in bad]
+        return result
+
+    def _submit_file(self, to: Client) -> Any:
+        suffix = self.rng.choice([".jsonl", ".jsonl", ".txt", ".csv", ".parquet", ".xlsx", ""])
+        path = self.folder / f"file{suffix}"
+        path.write_bytes(
+            submissions.damaged(self.rng, self.parquet) if suffix == ".parquet" else submissions.text_file(self.rng)
+        )
+        self.files += 1
+        told: list[InvalidInput] = []
+        try:
+            result = to.submit("fake", read(path), on_bad=told.append if self.rng.random() < 0.7 else None)
+        except EmptyJob:
+            raise
+        except BatchmillError as error:
+            assert path.name in str(error), error
+            raise
+        assert all(re.match(rf"{re.escape(path.name)}, (line|row) \d+: ", str(error)) for error in told)
+        return result
+
+
+@pytest.mark.timeout(3600)
+def test_every_submission_is_taken_or_refused(offline: Offline, tmp_path: Path) -> None:
+    fuzz = Fuzz(SEED, tmp_path)
+    began = time.monotonic()
+    slowest = 0.0
+    for _ in range(SUBMISSIONS):
+        start = time.monotonic()
+        fuzz.submit(offline)
+        slowest = max(slowest, time.monotonic() - start)
+    seconds = time.monotonic() - began
+    print(
+        f"{SUBMISSIONS:,} submissions (seed {SEED}) in {seconds:.0f} s: {fuzz.taken:,} taken, {fuzz.refused:,} refused, "
+        f"{fuzz.files:,} of files; the slowest {slowest * 1000:.0f} ms"
+    )
+    assert min(fuzz.taken, fuzz.refused) > SUBMISSIONS // 10
+    assert slowest < 5
+
+
+@pytest.mark.timeout(3600)
+def test_what_was_taken_is_computed(mill: Mill, tmp_path: Path) -> None:
+    fuzz = Fuzz(SEED + 1, tmp_path)
+    mill.worker()
+    mill.beat()
+    with mill.client() as to:
+        to.models.add("fake", "fake:?dimensions=2")
+        jobs = [job for _ in range(SUBMISSIONS // STORED_EVERY) if (job := fuzz.submit(to)) is not None]
+        print(f"{len(jobs):,} taken, {fuzz.refused:,} refused")
+        with to._database.transaction() as connection:
+            (receiving,) = connection.exec_driver_sql("SELECT count(*) FROM jobs WHERE state = 'receiving'").one()
+        assert receiving == 0, "a refused submission left something behind"
+        for job in jobs:
+            wait_until(lambda job=job: job.refresh().state.terminal, 60)  # type: ignore[misc]
+            assert job.state == "succeeded", job.info
+            assert job.counts.items == len(list(job.results()))
