@@ -63,7 +63,7 @@ def test_no_canary_is_heard(secured: tuple[Mill, "redis.Redis[bytes]"]) -> None:
         job.wait(timeout=90)
         assert job.counts.failed == 10
         wait_until(lambda: client.webhooks.deliveries()[0].last_error, 30)
-        wait_until(lambda: "batchmill.tick" in mill.log(running[1]), 30)
+        wait_until(lambda: "batchmill.tick" in mill.log(running[0]), 30)
         outputs = [result.output for result in job.results() if result.output is not None]
         raw += raw_messages(broker)
         for process in running:

@@ -3,6 +3,7 @@
 import signal
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
@@ -38,7 +39,24 @@ ALLOWANCE = 20.0
 """Seconds for what the remaining work's own time does not say: processes that start, brokers that are found again."""
 DELIVERY_SECONDS = 60.0
 """How long the last events may take: the schedule, each attempt's time, and a deliverer's death."""
-PLANS_PER_CLIENT = 3
+
+
+@dataclass(frozen=True)
+class Diet:
+    """What a world is fed."""
+
+    items: int = 0
+    """Inputs that the planned jobs hold together; more are made while faults are still to strike."""
+    backlog: int = 1500
+    """Inputs that are to wait while faults strike."""
+    job_items: int = 500
+    plans_per_client: int = 3
+    clients: int = 1
+    """Clients that submit at the same time."""
+    progress: tuple[int, ...] = (25, 50, 75)
+    """At which percentages those jobs tell of progress that tell of it."""
+    told: int = 1
+    """How many of ten jobs do."""
 
 
 class Driver:
@@ -46,32 +64,30 @@ class Driver:
 
     Args:
         world: That is entered and not started.
-        items: How many inputs the planned jobs hold together.
-        backlog: Inputs that are to wait while faults strike.
-        job_items: What a job holds.
+        diet: What it is fed.
+        allowance: Seconds for what is not work, at the end.
     """
 
-    def __init__(self, world: World, *, items: int, backlog: int, job_items: int, allowance: float = ALLOWANCE) -> None:
+    def __init__(self, world: World, diet: Diet, *, allowance: float = ALLOWANCE) -> None:
         self.world = world
+        self._diet = diet
         self._allowance = allowance
         self.plans: dict[int, Plan] = {}
         self._numbers = count()
         self._next_input = 0
-        self._items = items
-        self._backlog = backlog
-        self._job_items = job_items
         self._feed_at = 0.0
-        self._faulty = False
+        self.faulty = False
         """Whether faults are still to strike: they need work to strike at, however much that takes."""
         self._cancelled: set[int] = set()
 
     def plan(self, size: int | None = None) -> Plan:
         """One more job; now and then it holds what an earlier one holds as well."""
-        number, size = next(self._numbers), size or self._job_items
+        number, size = next(self._numbers), size or self._diet.job_items
         again = number % 7 == 6 and self._next_input > size
         first = self._next_input - size // 2 if again else self._next_input
         self._next_input = first + size
-        callback = {1: FLAKY, 2: FLAKY, 9: DEAD}.get(number % 10)
+        told = number % 10 < self._diet.told
+        callback = FLAKY[number % len(FLAKY)] if told or number % 10 == 8 else DEAD if number % 50 == 9 else None
         plan = job_plan(
             self.world,
             number,
@@ -79,9 +95,9 @@ class Driver:
             size,
             named=number % 3 == 0,
             callback=callback and self.world.callback(callback),
-            progress=(25, 50, 75) if number % 10 == 1 else (),
+            progress=self._diet.progress if told else (),
             cancelled=number % 12 == 5,
-            expires_in=1.5 if number % 12 == 10 else None,
+            expires_in=1.5 if number % 24 == 10 else None,
         )
         self.plans[number] = plan
         return plan
@@ -120,33 +136,31 @@ class Driver:
                 self._cancelled.add(number)
 
     def _feed(self) -> None:
-        world = self.world
-        if world.submitting:
-            return
-        if world.waiting() >= self._backlog:
-            return
-        plans = [world.plans.popleft() for _ in range(min(PLANS_PER_CLIENT, len(world.plans)))]
-        while len(plans) < PLANS_PER_CLIENT and (self._faulty or self._next_input < self._items):
-            plans.append(self.plan())
-        if plans:
+        world, diet = self.world, self._diet
+        while world.submitting < diet.clients and world.waiting() < diet.backlog:
+            plans = [world.plans.popleft() for _ in range(min(diet.plans_per_client, len(world.plans)))]
+            while len(plans) < diet.plans_per_client and (self.faulty or self._next_input < diet.items):
+                plans.append(self.plan())
+            if not plans:
+                return
             world.submit(plans)
 
     @property
     def fed(self) -> bool:
         """Whether everything that was planned is submitted."""
-        return self._next_input >= self._items and not self.world.plans and not self.world.submitting
+        return self._next_input >= self._diet.items and not self.world.plans and not self.world.submitting
 
     def run(self, faults: Sequence[Fault], *, pause: float) -> None:
         """Let every fault strike, in this order, with so many seconds between them; go on until all is fed."""
         world = self.world
         world.on_turn = self.turn
-        self._faulty = True
+        self.faulty = True
         world.start()
         for fault in faults:
             if fault.possible(world):
                 fault.strike(world)
                 world.rest(world.rng.uniform(0.5, 1.5) * pause)
-        self._faulty = False
+        self.faulty = False
         while not (self.fed and not world.striking):
             world.rest(0.2)
 

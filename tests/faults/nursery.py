@@ -40,8 +40,9 @@ class Process:
 
     def send(self, what: signal.Signals) -> None:
         """Send a signal; one that has ended already stays ended."""
-        with suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._handle, what)
+        if self.code is None:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._handle, what)
 
     def close(self) -> None:
         os.close(self._handle)

@@ -13,8 +13,8 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from tests.faults.ledger import Journal
 
 FAILING = 0.3
-FLAKY, DEAD = "/flaky", "/dead"
-"""The endpoints: one that fails now and then, one that always does."""
+FLAKY, DEAD = tuple(f"/flaky/{number}" for number in range(8)), "/dead"
+"""The endpoints: some that fail now and then, one that always does."""
 ANSWERS = {
     "taken": b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
     "500": b"HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n",

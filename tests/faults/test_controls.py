@@ -19,7 +19,7 @@ from storage.retention import Retention
 from tests.faults import controls
 from tests.faults.checker import check
 from tests.faults.crash import CrashPoint
-from tests.faults.driver import Driver
+from tests.faults.driver import Diet, Driver
 from tests.faults.receiver import FLAKY
 from tests.faults.strikes import Zombie
 from tests.faults.world import Shape, World
@@ -33,12 +33,13 @@ def _zombie(world: World, driver: Driver, out: bool, patch: pytest.MonkeyPatch) 
         world.query("ALTER TABLE results DROP CONSTRAINT results_pkey")
     world.plans.append(driver.add(1500))
     world.start()
+    assert world.wait(lambda: world.query("SELECT FROM results LIMIT 1"), 20)  # from now on passes follow each other
     Zombie(outlived=True).strike(world)
 
 
 def _late_announcement(world: World, driver: Driver, out: bool, patch: pytest.MonkeyPatch) -> None:
     """A worker dies right after it closed the last shard of a job."""
-    world.plans.append(driver.add(50, callback=world.callback(FLAKY)))
+    world.plans.append(driver.add(50, callback=world.callback(FLAKY[0])))
     world.start(0)
     dying = world.spawn(crash=CrashPoint.AFTER_CLOSE, passage=1)
     assert world.wait(lambda: dying.code is not None, 20)
@@ -126,7 +127,7 @@ def test_the_checker_names_what_is_broken(folder: Path, name: str, out: bool, mo
     taken_out = (safeguard.process,) if out and safeguard.process else ()
     shape = Shape(workers=2, lease=1.2, tick=0.4, item_delay=0.003, disk_megabytes=32, controls=taken_out)
     with World(folder, shape) as world:
-        driver = Driver(world, items=0, backlog=1, job_items=1, allowance=4.0)
+        driver = Driver(world, Diet(), allowance=4.0)
         world.on_turn = driver.turn
         safeguard.scenario(world, driver, out, monkeypatch)
         monkeypatch.undo()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.faults import checker, strikes
-from tests.faults.driver import Driver, every_fault
+from tests.faults.driver import Diet, Driver, every_fault
 from tests.faults.repeats import repeats
 from tests.faults.world import Shape, World
 from tests.rabbitmq_node import missing
@@ -33,7 +33,7 @@ def test_nothing_is_lost(folder: Path, broker: str, request: pytest.FixtureReque
     if broker == "rabbitmq" and (reason := missing()):
         pytest.skip(reason)
     with World(folder, Shape(broker=broker, seed=20_260)) as world:
-        driver = Driver(world, items=ITEMS, backlog=1500, job_items=500)
+        driver = Driver(world, Diet(items=ITEMS))
         faults = every_fault(driver)
         world.plans.append(driver.killer_plan(2))
         driver.run(faults, pause=0.8)

@@ -79,8 +79,8 @@ class World:
         self.tally = Tally()
         self.ledgers = folder / "ledgers"
         self.strength = 0
-        self.crashes: deque[CrashPoint] = deque()
-        """What the next workers to be born are armed with, one each."""
+        self.arm: Callable[[], CrashPoint | None] | None = None
+        """Says at which point, if any, the next worker to be born dies."""
         self.plans: deque[Plan] = deque()
         """What is still to be submitted."""
         self.everyone: list[Process] = []
@@ -178,9 +178,9 @@ class World:
         return list(self._workers.values())
 
     @property
-    def submitting(self) -> bool:
-        """Whether a client is at work."""
-        return bool(self._clients)
+    def submitting(self) -> int:
+        """How many clients are at work."""
+        return len(self._clients)
 
     def service(self, role: str) -> Process:
         """Beat, the deliverer, or the receiver."""
@@ -214,7 +214,7 @@ class World:
             secret_key=self._environment["BATCHMILL_SECRET_KEY"],
             webhook_allow_networks=self._environment["BATCHMILL_WEBHOOK_ALLOW_NETWORKS"],
         )
-        secrets = [(path, Webhooks(self._pool, settings).add(self.callback(path)).secret) for path in (FLAKY, DEAD)]
+        secrets = [(path, Webhooks(self._pool, settings).add(self.callback(path)).secret) for path in (*FLAKY, DEAD)]
         Path(self._environment["FAULTS_SECRETS"]).write_text("".join(f"{path} {key}\n" for path, key in secrets))
         self._serve("receiver")
 
@@ -231,7 +231,8 @@ class World:
         while len(self._workers) < self.strength:
             # One of them lives behind the wire.
             wired = not any(worker.wired for worker in self._workers.values())
-            self.spawn(crash=self.crashes.popleft() if self.crashes else None, wired=wired)
+            crash = self.arm() if self.arm else None
+            self.spawn(crash=crash, passage=crash and self.rng.randint(2, 12), wired=wired)
         if self.on_turn is not None:
             self.on_turn()
         now = time.monotonic()

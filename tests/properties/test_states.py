@@ -517,5 +517,5 @@ def machine(database: Database, ledger: Ledger) -> Iterator[type[States]]:
 
 @pytest.mark.timeout(3600)
 def test_states(machine: type[States]) -> None:
-    how = settings(max_examples=examples(0.4, 0.1), stateful_step_count=50)
+    how = settings(max_examples=examples(0.25, 0.1), stateful_step_count=40)
     run_state_machine_as_test(machine, settings=how)

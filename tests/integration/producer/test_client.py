@@ -208,6 +208,21 @@ def test_bad_items_are_named(client: Client, bad: object, reason: str) -> None:
     assert [error.where for error in told] == ["item 2"]
 
 
+def test_inputs_are_capped_by_bytes(running_mill: Mill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    longest = "x" * (2**20 - 2)  # with its quotes a megabyte
+    source = tmp_path / "texts.jsonl"
+    source.write_text(f'"one"\n"{longest}"\n"{longest}x"\n')
+    with running_mill.client() as client:
+        with pytest.raises(InvalidInput, match=r"item 2: 1,048,577 bytes, .* 1,048,576 \(BATCHMILL_MAX_INPUT_BYTES\)"):
+            client.submit("nobody", [longest, {"text": longest}, longest + "x"][::2])
+        assert client.check("nobody", [longest, longest + "x"]).bad == 1
+        with pytest.raises(InvalidInput, match=r"texts.jsonl, line 3: the line has 1,048,577 bytes, .*: split it"):
+            client.submit("nobody", producer.read(source))
+    monkeypatch.setenv("BATCHMILL_MAX_INPUT_BYTES", "5")
+    with running_mill.client() as client, pytest.raises(InvalidInput, match="texts.jsonl, line 2"):
+        client.submit("nobody", producer.read(source))
+
+
 def test_wrong_types_in_a_file_are_named_by_line(client: Client, tmp_path: Path) -> None:
     """A model of texts takes texts; the file may be long."""
     client.models.add("minilm", str(MINILM), pool="nobody")

@@ -89,7 +89,13 @@ def test_a_broker_that_is_not_there_is_said_soon_and_without_the_password(scheme
             assert time.monotonic() - began < 5
 
 
-@pytest.mark.parametrize("url", ["kafka://host", "valkey://host", "memory://", "host:6379", "", "redis://host:port"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("kafka://host", "valkey://host", "memory://", "host:6379", "", "redis://host:port"),
+        *("redis://host/notadb", "rediss://host/0/1", "redis+socket:///run/valkey.sock?virtual_host=one"),
+    ],
+)
 def test_other_addresses_are_refused(url: str) -> None:
     with pytest.raises(ConfigurationError, match="BATCHMILL_BROKER_URL"):
         Tickets(url)

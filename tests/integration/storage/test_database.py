@@ -1,6 +1,8 @@
+import traceback
 from collections.abc import Callable
 from uuid import uuid4
 
+import psycopg
 import pytest
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
@@ -65,6 +67,18 @@ def test_a_server_that_is_not_there_is_said_without_the_password() -> None:
 def test_other_addresses_are_refused(url: str) -> None:
     with pytest.raises(ConfigurationError, match="postgresql://"):
         Database(url)
+
+
+@pytest.mark.parametrize("way", ["statement", "copy"])
+def test_an_error_quotes_no_row(database: Database, way: str) -> None:
+    value = "canary"[::-1]  # tracebacks show lines of this file
+    with pytest.raises((DBAPIError, psycopg.Error)) as raised, database.transaction() as connection:
+        connection.execute(text("CREATE TEMPORARY TABLE refusing (payload json, n bigint CHECK (n > 0))"))
+        if way == "copy":
+            copy_rows(connection, "refusing", {"payload": "bytea"}, [(f'{{"{value}":'.encode(),)])
+        else:
+            connection.execute(text("INSERT INTO refusing VALUES (to_json(CAST(:it AS text)), 0)"), {"it": value})
+    assert value not in "".join(traceback.format_exception(raised.value))
 
 
 @pytest.mark.parametrize("way", ["statement", "copy"])
