@@ -77,7 +77,7 @@ def read_parquet(path: Path, id_column: str | None, input_column: str) -> Iterat
                         yield Entry.bad(where, "invalid UTF-8: write the column again from text")
                     else:
                         yield Entry.item(where, custom_id, value)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last of names in a damaged footer
         where = f"{path.name}, row {number + 1}" if number else path.name
         raise InvalidInput(f"not a whole parquet file: {error}; write it again", where) from None
 

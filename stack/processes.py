@@ -91,7 +91,7 @@ class Child:
             # Until it is reaped, its number belongs to no one else, and neither does its group's.
             if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
                 return None
-            self._reap()
+            self.reap()
         return self._popen.returncode
 
     def wait_until(self, answers: Callable[[], bool], seconds: float, stop_asked: Callable[[], bool]) -> None:
@@ -115,14 +115,21 @@ class Child:
 
     def stop(self, seconds: float) -> None:
         """Ask it to end, wait so long, then kill it and everything below it."""
-        if self._popen.returncode is None:
-            end([(psutil.Process(self.pid), self.program.stop_signal)], seconds)
-            self._reap()
+        stop_together([self], seconds)
 
-    def _reap(self) -> None:
+    def reap(self) -> None:
+        """Note that it ended; what it left in its process group is killed."""
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self._popen.wait()
+
+
+def stop_together(children: Iterable[Child], seconds: float) -> None:
+    """Ask all of them to end, wait so long, then kill those that run, and everything below them."""
+    running = [child for child in children if child.ended is None]
+    end([(psutil.Process(child.pid), child.program.stop_signal) for child in running], seconds)
+    for child in running:
+        child.reap()
 
 
 def spawn(program: Program, output: int) -> subprocess.Popen[bytes]:

@@ -10,13 +10,15 @@ from types import FrameType
 from contracts.errors import StackError
 from stack.layout import Layout
 from stack.locks import hold_for_life, lost
-from stack.processes import Child, Program, StopAsked, end_orphans
+from stack.processes import Child, Program, StopAsked, end_orphans, stop_together
 from stack.servers import LOCK_SECONDS, Servers
 from stack.state import ChildState, Identity, StackAddresses, StackState, write_whole
 
 log = logging.getLogger(__name__)
 
 _TICK = 0.2
+SERVERS = 2
+"""The first so many of what it runs are the servers, on which the others work."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
 _STEADY = 60.0
 """Seconds after which a child counts as having come up for good."""
@@ -142,13 +144,13 @@ class Supervisor:
         return watch.child
 
     def _stop(self) -> None:
-        """End the children, the last first; what one leaves of its time, the next may use."""
-        deadline = time.monotonic()
-        for watch in reversed(self._watches):
-            if watch.child is not None:
-                deadline += watch.child.program.stop_seconds
-                log.info("ending %s", watch.child.program.name)
-                watch.child.stop(max(0.0, deadline - time.monotonic()))
+        """End what runs on the servers, all of it at once, and then the servers, the last first."""
+        servers, programs = self._watches[:SERVERS], self._watches[SERVERS:]
+        for group in (programs, *([watch] for watch in reversed(servers))):
+            children = [watch.child for watch in group if watch.child is not None]
+            if children:
+                log.info("ending %s", ", ".join(child.program.name for child in children))
+                stop_together(children, max(child.program.stop_seconds for child in children))
         if not self._homeless:
             self._layout.state_file.unlink(missing_ok=True)
 

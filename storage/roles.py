@@ -109,24 +109,51 @@ def apply(url: str) -> None:
         url: Of the database, as a superuser or as one who may create roles and owns the database and the tables.
 
     Raises:
-        ConfigurationError: A role of that name is a superuser.
+        ConfigurationError: The user may not do this, or a role of that name is a superuser.
         DatabaseUnavailable: Postgres does not answer.
     """
     with Database(url) as database, database.transaction() as connection:
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
         tables = [name for name in (*metadata.tables, VERSION_TABLE) if _exists(connection, name)]
-        schema = _quoted(connection, "current_schema()")
-        catalog = _quoted(connection, "current_database()")
+        _check_owner(connection, tables)
         for role in ROLES:
             _create(connection, role)
-            connection.execute(text(f"GRANT USAGE ON SCHEMA {schema} TO {role.name}"))
-            for right, wanted in (("CONNECT", True), ("TEMPORARY", role.stages)):
-                if wanted and not _may(connection, role, right):
-                    connection.execute(text(f"GRANT {right} ON DATABASE {catalog} TO {role.name}"))
+            _let(connection, role, "CONNECT", "DATABASE")
+            _let(connection, role, "USAGE", "SCHEMA")
+            if role.stages:
+                _let(connection, role, "TEMPORARY", "DATABASE")
             if role.owner:
-                _own(connection, role, tables, schema)
+                _let(connection, role, "CREATE", "SCHEMA")
+                _own(connection, role, tables)
             else:
                 _grant(connection, role, tables)
+
+
+def _check_owner(connection: Connection, tables: list[str]) -> None:
+    """Make sure that rights can be given: a GRANT by one who may not is a warning, and no error."""
+    owned = text("""
+        SELECT current_user, pg_has_role(relowner, 'USAGE') FROM pg_class
+        WHERE relnamespace = CAST(current_schema() AS regnamespace) AND relname = ANY(:tables)
+    """)
+    for user, its_own in connection.execute(owned, {"tables": tables}):
+        if not its_own:
+            raise ConfigurationError(f"{user} does not own the tables: run it as their owner, or as a superuser")
+
+
+def _let(connection: Connection, role: Role, right: str, of: str) -> None:
+    """Give a right on the whole schema or database, unless the role has it, as everybody may."""
+    name = f"current_{of.lower()}()"
+    has = text(f"SELECT has_{of.lower()}_privilege(:role, {name}, :right)")
+    values = {"role": role.name, "right": right}
+    if connection.execute(has, values).scalar_one():
+        return
+    quoted = connection.execute(text(f"SELECT quote_ident({name})")).scalar_one()
+    connection.execute(text(f"GRANT {right} ON {of} {quoted} TO {role.name}"))
+    if not connection.execute(has, values).scalar_one():
+        raise ConfigurationError(
+            f"{right} on {of.lower()} {quoted} is not yours to give to {role.name}: run it as the database's owner, or "
+            "as a superuser"
+        )
 
 
 def _create(connection: Connection, role: Role) -> None:
@@ -147,8 +174,7 @@ def _create(connection: Connection, role: Role) -> None:
         )
 
 
-def _own(connection: Connection, role: Role, tables: list[str], schema: str) -> None:
-    connection.execute(text(f"GRANT CREATE ON SCHEMA {schema} TO {role.name}"))
+def _own(connection: Connection, role: Role, tables: list[str]) -> None:
     foreign = connection.execute(
         text("""
             SELECT relname FROM pg_class
@@ -174,12 +200,3 @@ def _grant(connection: Connection, role: Role, tables: list[str]) -> None:
 
 def _exists(connection: Connection, table: str) -> bool:
     return connection.execute(text("SELECT to_regclass(:name)"), {"name": table}).scalar_one() is not None
-
-
-def _may(connection: Connection, role: Role, right: str) -> bool:
-    statement = text("SELECT has_database_privilege(:role, current_database(), :right)")
-    return bool(connection.execute(statement, {"role": role.name, "right": right}).scalar_one())
-
-
-def _quoted(connection: Connection, name: str) -> str:
-    return str(connection.execute(text(f"SELECT quote_ident({name})")).scalar_one())

@@ -1,13 +1,16 @@
 """`python -m worker.beat`: sends ticks; any number of beats is harmless."""
 
 import logging
+import signal
 import sys
+from typing import Any
 
 from celery.beat import Scheduler
 
 from contracts.errors import BatchmillError
 from contracts.settings import Settings, load_settings
 from storage.broker import TICK, TICK_QUEUE, celery_app
+from worker.leaving import Departure
 
 log = logging.getLogger("worker.beat")
 
@@ -24,7 +27,29 @@ def run(settings: Settings) -> None:
         }
     }
     # The clock is in memory: what is due, the database says.
-    app.Beat(scheduler_cls=Scheduler, max_interval=settings.tick_seconds, loglevel="WARNING").run()
+    beat = app.Beat(
+        scheduler_cls=Scheduler, max_interval=settings.tick_seconds, loglevel="WARNING", remote_control=False
+    )
+    _leave_in_time(beat)
+    beat.run()
+
+
+def _leave_in_time(beat: Any) -> None:
+    """A signal that comes while a broker does not answer, or inside a callback that eats it, ends it all the same."""
+    install = beat.install_sync_handler
+
+    def install_both(service: object) -> None:
+        install(service)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            orderly = signal.getsignal(number)
+
+            def leave(*arguments: Any, orderly: Any = orderly) -> None:
+                Departure().begin(lambda: None)
+                orderly(*arguments)
+
+            signal.signal(number, leave)
+
+    beat.install_sync_handler = install_both
 
 
 def main() -> int:

@@ -7,14 +7,17 @@ same one. Here whatever is no ticket is thrown away, unread, and counted.
 
 import logging
 import time
+from collections.abc import Callable, Container
 from datetime import datetime, timedelta
 from typing import Any
 
+from amqp.method_framing import frame_handler
 from celery.worker.consumer import Consumer
-from kombu import Connection
+from kombu import Connection, compression
 from kombu.transport.redis import Channel, Transport
 from redis.exceptions import DataError
 
+from contracts.names import queue_of
 from storage.broker import TICK, TICKET
 
 log = logging.getLogger(__name__)
@@ -50,11 +53,19 @@ class NotATicket(Exception):
 class TicketConsumer(Consumer):  # type: ignore[misc]
     """Celery's consumer, deaf to what is no ticket; the setting `worker_consumer` names it."""
 
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        # Or kombu would inflate what is compressed before anyone can look at it.
+        for kind in compression.encoders():
+            compression.register(_refuse_compressed, _refuse_compressed, kind)
+
     def connection_for_read(self, heartbeat: float | None = None) -> Connection:
         """The connection that tickets are read from."""
         connection: Connection = self.app.connection_for_read(heartbeat=heartbeat)
         if issubclass(connection.get_transport_cls(), Transport):
             connection.transport_cls = GuardedTransport
+        else:
+            connection.transport_options = {**connection.transport_options, "frame_handler": guarded_frames}
         return self.ensure_connected(connection)
 
     def create_task_handler(self, **how: Any) -> Any:
@@ -63,7 +74,7 @@ class TicketConsumer(Consumer):  # type: ignore[misc]
 
         def on_message(message: Any) -> None:
             try:
-                headers = headers_of_ticket(message)
+                headers = headers_of_ticket(message, self.app.amqp.queues)
             except Exception as error:  # of whatever kind, the message brought it along
                 self.on_decode_error(message, error)
             else:
@@ -78,8 +89,12 @@ class TicketConsumer(Consumer):  # type: ignore[misc]
         message.reject_log_error(log, self.connection_errors)
 
 
-def headers_of_ticket(message: Any) -> dict[str, Any]:
+def headers_of_ticket(message: Any, queues: Container[str]) -> dict[str, Any]:
     """The headers that Celery is to see of a ticket: its task, id and expiry, and nothing that asks for more.
+
+    Args:
+        message: Any that kombu could unpack.
+        queues: Names of those that the worker serves.
 
     Raises:
         NotATicket: It is none. What is wrong enough raises any other exception.
@@ -90,9 +105,10 @@ def headers_of_ticket(message: Any) -> dict[str, Any]:
     if message.content_type != "application/json" or len(message.body) > MAX_BODY_BYTES:
         raise NotATicket("not JSON, or too long")
     arguments, named, embedded = message.payload
-    pools = 1 if headers["task"] == TICKET else 0
-    if named or any(embedded.values()) or [type(argument) for argument in arguments] != [str] * pools:
+    if named or any(embedded.values()) or len(arguments) != (headers["task"] == TICKET):
         raise NotATicket("wrong arguments")
+    if any(queue_of(pool) not in queues for pool in arguments):
+        raise NotATicket("for another pool")
     expires = headers.get("expires")
     if expires is not None and datetime.fromisoformat(expires).utcoffset() != timedelta():
         raise NotATicket("an expiry that is none")
@@ -119,3 +135,29 @@ class GuardedTransport(Transport):  # type: ignore[misc]
     """A transport of such channels."""
 
     Channel = GuardedChannel
+
+
+def guarded_frames(connection: Any, callback: Callable[..., None]) -> Callable[[tuple[int, int, bytes]], bool]:
+    """py-amqp's reader of frames: a message with properties that cannot be read arrives without any."""
+    on_frame = frame_handler(connection, callback)
+
+    def on_guarded_frame(frame: tuple[int, int, bytes]) -> bool:
+        try:
+            return bool(on_frame(frame))
+        except (ValueError, OverflowError, RecursionError):
+            kind, channel, data = frame
+            if kind != _HEADER_FRAME:
+                raise
+            return bool(on_frame((kind, channel, bytes(data[:_SIZE_ENDS]) + _NO_PROPERTIES)))
+
+    return on_guarded_frame
+
+
+# AMQP 0-9-1, 4.2.6.1: class, weight and size of the body, then a bit for each property that follows.
+_HEADER_FRAME = 2
+_SIZE_ENDS = 12
+_NO_PROPERTIES = b"\0\0"
+
+
+def _refuse_compressed(_: bytes) -> bytes:
+    raise NotATicket("compressed")

@@ -1,4 +1,4 @@
-"""How a worker process ends: asked from outside or by itself, and in time."""
+"""How a process ends: asked from outside or by itself, and in time."""
 
 import logging
 import os
@@ -10,8 +10,8 @@ from contracts.errors import BatchmillError
 
 log = logging.getLogger(__name__)
 
-SECONDS = 25.0
-"""A worker that was asked to end is gone after so long, whatever it is busy with; others expect 30."""
+SECONDS = 22.0
+"""A process that was asked to end is gone after so long, whatever it is busy with; others expect 30."""
 CUT_OFF = 75
 """The exit code of a worker that ends itself so that another takes over: EX_TEMPFAIL of sysexits.h."""
 
@@ -32,7 +32,7 @@ class Departure:
         """From now on the process has so many seconds; after that its leases are given back, and it ends."""
 
         def force() -> None:
-            log.warning("what runs has not ended for %.0f s: leases are given back, and this worker ends", SECONDS)
+            log.warning("it has not ended for %.0f s: what it holds is given back, and this process ends", SECONDS)
             try:
                 give_back()
             except BatchmillError as error:

@@ -6,12 +6,16 @@ from pathlib import Path
 import pytest
 from cryptography.fernet import Fernet
 from sqlalchemy import text
+from typer.testing import CliRunner, Result
 
+from contracts.errors import ConfigurationError
 from contracts.states import JobState
 from producer import Client
+from producer.cli.session import Session
+from stack.cli import app
 from storage import roles
 from storage.database import Database
-from storage.roles import PRODUCER, WEBHOOKS, WORKER, as_role
+from storage.roles import PRODUCER, READER, WEBHOOKS, WORKER, as_role
 from tests.conftest import Mill, wait_until
 from worker.purging import CHORE
 
@@ -63,6 +67,19 @@ def test_submit_work_control_retry_deliver_and_purge(mill: Mill, as_roles: Calla
             mill.stop(process)
             assert "denied" not in mill.log(process)
             assert "Traceback" not in mill.log(process)
+
+
+def test_the_command(mill: Mill, monkeypatch: pytest.MonkeyPatch) -> None:
+    def apply(url: str) -> Result:
+        monkeypatch.setenv("BATCHMILL_DATABASE_URL", url)
+        monkeypatch.setenv("BATCHMILL_BROKER_URL", mill.environment["BATCHMILL_BROKER_URL"])
+        return CliRunner().invoke(app, ["roles", "apply"], obj=Session(mill.client))
+
+    url = mill.environment["BATCHMILL_DATABASE_URL"]
+    applied = apply(url)
+    assert [line.split()[0] for line in applied.stdout.splitlines()[1:]] == [role.name for role in roles.ROLES]
+    assert "ALTER ROLE" in applied.stderr
+    assert isinstance(apply(as_role(url, READER)).exception, ConfigurationError)
 
 
 def _tried(client: Client) -> bool:

@@ -7,10 +7,10 @@ import os
 import random
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-# Imported before the fork, so that no child pays for it.
 import worker.__main__
 import worker.beat
 import worker.engines.fake
@@ -19,6 +19,21 @@ import worker.webhooks.__main__
 from tests.faults import controls, crash, receiver, submitting
 from tests.faults.ledger import Act, EngineLedger, Journal
 from worker.hardware import Hardware
+
+# What a child would import when it starts, imported before the fork, so that none pays for it.
+for _name in (
+    "celery.apps.beat",
+    "celery.apps.worker",
+    "celery.bin.celery",
+    "celery.concurrency.thread",
+    "celery.worker.consumer",
+    "fsspec.implementations.local",
+    "kombu.transport.pyamqp",
+    "kombu.transport.redis",
+    "producer.job",
+    "producer.submission",
+):
+    import_module(_name)
 
 DEVICE = "suite"
 """What the budget of the suite's models is kept under: it is given, not measured."""

@@ -109,11 +109,11 @@ class Workers(Part):
         while not self.late:
             struck = strikes.struck(world)
             points = [point for point, quota in quotas.items() if struck.get(point, 0) < quota]
-            # Half of those that are born next die at a point; the others live until they are killed.
-            world.arm = (lambda: rng.choice(points) if rng.random() < 0.7 else None) if points else None  # noqa: B023
+            world.arm = (lambda: rng.choice(points)) if points else None  # noqa: B023
             if not points and struck.get(Kill.name, 0) >= kills and struck.get(Zombie.name, 0) >= zombies:
                 return
-            if struck.get(Kill.name, 0) < kills:
+            # Not so often that nobody lives to reach a point.
+            if struck.get(Kill.name, 0) < kills and (not points or rng.random() < 0.5):
                 Kill().strike(world)
             if struck.get(Zombie.name, 0) < zombies and sum(worker.stopped for worker in world.workers) < 2:
                 Zombie().strike(world)

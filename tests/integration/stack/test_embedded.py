@@ -138,7 +138,7 @@ def test_ctrl_c_ends_a_stack_in_the_foreground_in_reverse_order(
         _, log = supervisor.communicate(timeout=20)
     assert supervisor.returncode == 0
     ended = [line.removeprefix("ending ") for line in log.splitlines() if line.startswith("ending ")]
-    assert ended == ["beat", "worker", "valkey", "postgres"]
+    assert ended == ["worker, beat", "valkey", "postgres"]
     assert running(home) == []
 
 

@@ -200,3 +200,12 @@ def test_a_password_is_not_carried_over() -> None:
     assert as_role("postgresql://admin:secret@host:5432/db?sslmode=verify-full", WORKER) == (
         "postgresql://batchmill_worker@host:5432/db?sslmode=verify-full"
     )
+
+
+def test_who_may_not_give_rights_is_told_so(database: Database, make_database: Callable[..., str]) -> None:
+    url = database.url.render_as_string()
+    roles.apply(url)
+    with pytest.raises(ConfigurationError, match="batchmill_reader does not own the tables"):
+        roles.apply(as_role(url, READER))
+    with pytest.raises(ConfigurationError, match="CREATE on schema public is not yours to give"):
+        roles.apply(as_role(make_database(migrated=False), READER))
