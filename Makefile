@@ -2,13 +2,14 @@
 # make test   the whole suite, on servers that it starts by itself
 # make check  format, lint, types, layers, schema
 # make bench  the figures of docs/benchmarks.md
+# make soak   the long run of the fault suite, an hour or so; SOAK='--part workers --scale 0.1' for less of it
 
 PYTHON ?= python3
 VENV := .venv
 PIP := PIP_CONSTRAINT=constraints.txt $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 FILES := pyproject.toml constraints.txt Makefile
 
-.PHONY: demo test check bench rabbitmq clean
+.PHONY: demo test check bench soak rabbitmq clean
 .DELETE_ON_ERROR:
 
 # Debian's Python may come without ensurepip; virtualenv brings its own pip.
@@ -46,6 +47,9 @@ check: $(VENV)/.test
 
 bench: $(VENV)/.test
 	@$(VENV)/bin/python -m benchmarks
+
+soak: $(VENV)/.test
+	@$(VENV)/bin/python -m tests.faults.soak --output soak $(SOAK)
 
 # The tests want a RabbitMQ of their own; where it may not be installed they skip and say so.
 rabbitmq:

@@ -81,7 +81,7 @@ def check_custom_id(value: Any) -> str | None:
 
 
 def digits(number: int) -> str:
-    """A number as the text of an id; one with thousands of digits, which Python refuses to write, as too long a text."""
+    """A number as the text of an id; one of thousands of digits, which Python refuses to write, as one too long."""
     return str(number) if number.bit_length() < 4 * MAX_ID_CHARACTERS else hex(number)
 
 

@@ -11,9 +11,6 @@ from stack.aftermath import release_leases
 from stack.layout import Layout
 from stack.processes import Program
 from stack.state import StackAddresses
-from storage import roles
-from storage.roles import as_role
-from storage.secrets import ensure_key_file
 
 WORKER, BEAT, WEBHOOKS = "worker", "beat", "webhooks"
 _READY = "BATCHMILL_READY_FILE"
@@ -46,6 +43,11 @@ def _spelled(value: object) -> str:
 
 def worker_and_beat(settings: Settings, addresses: StackAddresses) -> Sequence[Program]:
     """What runs on the servers, in the order in which to start it."""
+    # Here: whoever only looks at a stack that runs has no use for a database's client.
+    from storage import roles
+    from storage.roles import as_role
+    from storage.secrets import ensure_key_file
+
     layout = Layout.of(settings.home)
     ready = ready_file(layout)
     ensure_key_file(layout.home)

@@ -73,6 +73,7 @@ class Driver:
         self._diet = diet
         self._allowance = allowance
         self.plans: dict[int, Plan] = {}
+        self._forgotten: list[Plan] = []
         self._numbers = count()
         self._next_input = 0
         self._feed_at = 0.0
@@ -109,6 +110,10 @@ class Driver:
         self._next_input = plan.first + size
         self.plans[number] = plan
         return plan
+
+    def forget(self, plan: Plan) -> None:
+        """Note that a job is to be purged."""
+        self._forgotten.append(self.plans.pop(plan.number))
 
     def killer_plan(self, killers: int) -> Plan:
         """A job with so many inputs that kill."""
@@ -204,6 +209,7 @@ class Driver:
             ledgers=world.ledgers,
             seed=world.shape.seed,
             plans=self.plans,
+            forgotten=self._forgotten,
             deaths=world.tally.deaths,
             lease=world.shape.lease,
             timing=timing,

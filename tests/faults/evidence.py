@@ -34,6 +34,8 @@ class Evidence:
     seed: int
     plans: Mapping[int, Plan]
     """By number: everything that anybody meant to submit."""
+    forgotten: Sequence[Plan]
+    """Jobs that were purged, with their results."""
     deaths: Sequence[tuple[int, str, int, float]]
     """Ordinal, role, exit code and time of every process that ended."""
     lease: float

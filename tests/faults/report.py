@@ -4,9 +4,12 @@ from typing import Any
 
 import numpy as np
 
+from storage.rescue import LIVES
 from tests.faults import checker, strikes
 from tests.faults.evidence import Evidence
+from tests.faults.inputs import KILLERS_FROM, Kind, kind
 from tests.faults.repeats import repeats
+from tests.faults.submitting import Plan
 from tests.faults.world import World
 
 
@@ -16,6 +19,8 @@ def judged(evidence: Evidence) -> dict[str, Any]:
     found = repeats(evidence, np.frombuffer(b"".join(checker.shared(evidence)), np.uint64))
     timing = evidence.timing
     took = None if timing.last_terminal is None else round(timing.last_terminal - timing.last_fault, 1)
+    lost = evidence.rows("SELECT count(*) AS n FROM item_errors WHERE code = 'worker_lost'")[0].n
+    innocent = sum(strokes >= LIVES for strokes in checker.struck_alone(evidence).values())
     return {
         "violations": [str(violation) for violation in violations],
         "computed": found.computed,
@@ -27,8 +32,16 @@ def judged(evidence: Evidence) -> dict[str, Any]:
         "submissions_acknowledged": len(evidence.acknowledged),
         "webhook_requests": len(evidence.webhooks),
         "webhook_answers": _counts(record["answer"] for record in evidence.webhooks),
-        "killer_inputs_found": evidence.rows("SELECT count(*) AS n FROM item_errors WHERE code = 'worker_lost'")[0].n,
+        "killer_inputs": sum(len(killers(plan)) for plan in evidence.plans.values()),
+        "killer_inputs_found": lost - innocent,
+        "innocent_inputs_struck_three_times_alone": innocent,
     }
+
+
+def killers(plan: Plan) -> list[int]:
+    """The inputs of a plan that kill."""
+    numbers = range(max(plan.first, KILLERS_FROM), plan.first + plan.count)
+    return [number for number in numbers if kind(plan.seed, number) is Kind.KILLS]
 
 
 def counted(world: World) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def _zombie(world: World, driver: Driver, out: bool, patch: pytest.MonkeyPatch) 
         world.query("ALTER TABLE results DROP CONSTRAINT results_pkey")
     world.plans.append(driver.add(1500))
     world.start()
-    assert world.wait(lambda: world.query("SELECT FROM results LIMIT 1"), 20)  # from now on passes follow each other
+    assert world.wait(lambda: world.query("SELECT 1 FROM results LIMIT 1"), 20)  # from now on passes follow each other
     Zombie(outlived=True).strike(world)
 
 
@@ -50,7 +50,7 @@ def _wiped(world: World, driver: Driver, out: bool, patch: pytest.MonkeyPatch) -
     """The broker loses every ticket before a worker has read one."""
     world.plans.append(driver.add(200))
     world.start(0)
-    assert world.wait(world.waiting, 20)
+    assert world.wait(world.acknowledged, 20)  # its tickets are out
     world.broker.wipe()
     world.strength = 1
 
@@ -86,7 +86,7 @@ def _purged(world: World, driver: Driver, out: bool, patch: pytest.MonkeyPatch) 
         return found
 
     patch.setattr(unused.Arrivals, "look", and_then_submit)
-    del driver.plans[old.number]
+    driver.forget(old)
     with Database(world.database.url) as database:
         retention.purge(database, Retention(*[timedelta(milliseconds=1)] * 2))
     assert len(looks) >= 2

@@ -3,6 +3,7 @@
 import base64
 import pickle
 import random
+import struct
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -51,6 +52,7 @@ def headers(task: Any = TICKET, **changes: Any) -> dict[str, Any]:
 
 EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 SIGNATURE = {"task": TICKET, "args": ["default"], "kwargs": {}, "options": {"queue": "batchmill.default"}}
+BLOWN_UP = zlib.compress(bytes(10_000_000))
 FAR = "2999-01-01T00:00:00+00:00"
 
 
@@ -79,7 +81,7 @@ def _noise(rng: random.Random) -> bytes:
 
 
 def _words(rng: random.Random) -> str:
-    return "".join(rng.choices("abc ü\x00{}[]\",:.0", k=rng.randrange(40)))
+    return "".join(rng.choices('abc ü\x00{}[]",:.0', k=rng.randrange(40)))
 
 
 def _value(rng: random.Random) -> Any:
@@ -133,9 +135,7 @@ ENVELOPES: dict[str, Callable[[random.Random, str], Message]] = {
     ),
     "a wrong content type": lambda rng, _: Message(ticket().body, headers(), rng.choice(["", "text/plain", "x" * 99])),
     "a wrong encoding": lambda rng, _: Message(ticket().body, headers(), "application/json", _words(rng)),
-    "compressed": lambda rng, _: Message(
-        zlib.compress(bytes(10_000_000)), {**headers(), "compression": "application/x-gzip"}
-    ),
+    "compressed": lambda rng, _: Message(BLOWN_UP, {**headers(), "compression": "application/x-gzip"}),
     "compressed noise": lambda rng, _: Message(
         _noise(rng), {**headers(), "compression": rng.choice(["application/x-gzip", "x", "bzip2"])}
     ),
@@ -206,3 +206,26 @@ def for_redis(rng: random.Random, kind: str, folder: str) -> bytes:
     if kind in RAW:
         return RAW[kind](rng)
     return orjson.dumps(wrapped(ENVELOPES[kind](rng, folder)))
+
+
+def _table(*fields: tuple[bytes, bytes]) -> bytes:
+    body = b"".join(bytes([len(name)]) + name + value for name, value in fields)
+    return struct.pack(">I", len(body)) + body
+
+
+def _nested_tables(depth: int) -> bytes:
+    table = _table()
+    for _ in range(depth):
+        table = _table((b"a", b"F" + table))
+    return table
+
+
+# Properties that RabbitMQ passes on and py-amqp cannot read: a bit for each that is there, then their bytes.
+PROPERTIES: dict[str, bytes] = {
+    "a content type that is no text": struct.pack(">H", 1 << 15) + b"\x02\xff\xfe",
+    "a correlation id that is no text": struct.pack(">H", 1 << 10) + b"\x02\xff\xfe",
+    "a time beyond the platform": struct.pack(">H", 1 << 13) + _table((b"x", b"T" + b"\xff" * 8)),
+    "a time beyond the calendar": struct.pack(">H", 1 << 13) + _table((b"x", b"T" + struct.pack(">Q", 1 << 55))),
+    "a header whose name is no text": struct.pack(">H", 1 << 13) + _table((b"\xff", b"t\x01")),
+    "headers nested deeply": struct.pack(">H", 1 << 13) + _nested_tables(1500),
+}

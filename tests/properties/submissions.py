@@ -121,16 +121,21 @@ def item(rng: random.Random, number: int) -> tuple[Any, bool]:
 
 ARGUMENTS: dict[str, tuple[list[Any], list[Any]]] = {
     # By name: what is to be taken, and what is not.
-    "model": (["fake"], ["", "nope", "fake@0", "fake@x", "fake@99999999999", "@", "a@b@c", "\0", "\ud800", 5, None, b"x"]),
+    "model": (
+        ["fake"],
+        ["", "nope", "fake@0", "fake@x", "fake@99999999999", "@", "a@b@c", "\0", "\ud800", 5, None, b"x"],
+    ),
     "params": (
         [None, {}, {"precision": "float16"}, {"truncate": False}],
-        [{"x": 1}, {"precision": "no"}, {"truncate": "yes"}, {1: 2}, ["ab"], "x", 5, {"precision": object()}, {"\ud800": 1}],
+        [{"x": 1}, {"precision": "no"}, {"truncate": "yes"}, {1: 2}, ["ab"], "x", 5,
+         {"precision": object()}, {"\ud800": 1}],
     ),
     "priority": (["interactive", "normal", "bulk"], ["", "high", None, 0, [], {}, object(), "\ud800", b"bulk"]),
     "idempotency_key": ([None], ["", "x" * 256, "\0", "\ud800", 5, True, [], {}, b"x", object()]),
     "metadata": (
         [None, {}, {"a": [1, {"b": None}]}, UserDict({"a": 1})],
-        [{"a": math.nan}, {1: 2}, {"a": "\0"}, {"a": object()}, {"a": "x" * 9000}, _itself(), ["ab"], "x", 5, {"\ud800": 1}],
+        [{"a": math.nan}, {1: 2}, {"a": "\0"}, {"a": object()}, {"a": "x" * 9000}, _itself(), ["ab"], "x", 5,
+         {"\ud800": 1}],
     ),
     "expires_in": (
         [None, 1, 2.5, datetime.timedelta(hours=1)],
@@ -163,8 +168,9 @@ LINES = [
     b'"a"', b'{"input": "a"}', b'{"id": 1, "input": {"x": [1, 2]}}', b"", b"  ", b"null", b"NaN", b"[1", b'{"id": "x"}',
     b'{"input": null}', b'{"input": "a", "more": 1}', b'{"input": "\xff"}', b"\xff\xfe", b'"\\ud800"', b'"\\u0000"',
     b"\x00", b'{"id": [], "input": 1}', b"1e999", b"123456789012345678901234567890", b"[" * 300 + b"]" * 300, b'"' * 3,
-    b'{"input": 1, "input": 2}', b"9" * 5000, b"\xef\xbb\xbf1", b'{"id": true, "input": "x"}', b"a,b", b'"a",b', b'"a\n"b",c',
-    b"x,\xc3", b',,,', b'"x', b"id,input", b"\r", b'{"id": 1' + b"0" * 5000 + b', "input": "x"}', b"[" * 100_000,
+    b'{"input": 1, "input": 2}', b"9" * 5000, b"\xef\xbb\xbf1", b'{"id": true, "input": "x"}', b"a,b", b'"a",b',
+    b'"a\n"b",c', b"x,\xc3", b',,,', b'"x', b"id,input", b"\r", b'{"id": 1' + b"0" * 5000 + b', "input": "x"}',
+    b"[" * 100_000,
 ]  # fmt: skip
 
 
@@ -172,7 +178,12 @@ def text_file(rng: random.Random) -> bytes:
     """Lines of a .jsonl, .txt or .csv file, whole or not."""
     body = rng.choice([b"\n", b"\r\n"]).join(rng.choice(LINES) for _ in range(rng.randrange(6)))
     if rng.random() < 0.3:
-        body = rng.choice([b"input\n", b"id,input\n", b"id,input,x\n", b"input,input\n", b'"inp', b"\xef\xbb\xbfid,input\n"]) + body
+        body = (
+            rng.choice(
+                [b"input\n", b"id,input\n", b"id,input,x\n", b"input,input\n", b'"inp', b"\xef\xbb\xbfid,input\n"]
+            )
+            + body
+        )
     for _ in range(rng.choice([0, 0, 1, 3])):
         place = rng.randrange(len(body) + 1)
         body = body[:place] + rng.randbytes(rng.randrange(3)) + body[place + rng.randrange(3) :]

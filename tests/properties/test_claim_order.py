@@ -1,11 +1,11 @@
 """Which shard is claimed: against a few lines of Python that say the same as the SQL; and by many at once."""
 
+import random
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -13,9 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from contracts.errors import BatchmillError, ItemFailed
 from contracts.states import Priority
-from storage import claims, control, retries, shards
+from storage import control, jobs, retries, sealing, shards
 from storage.claims import STARVING, Capacity
+from storage.counting import ShardOutcome
 from storage.database import Database
 from storage.rescue import rescue
 from storage.shards import Lease
@@ -116,7 +118,7 @@ _ADD_SHARD = """
 
 
 def test_claims_come_in_the_order_of_the_model(database: Database, ledger: Ledger, targets: dict[str, int]) -> None:
-    models = {name: model for name, model in query(database, "SELECT name, id FROM models")}
+    models: dict[str, int] = dict(query(database, "SELECT name, id FROM models"))
 
     @settings(max_examples=examples(0.6, 0.3))
     @given(jobs_, st.lists(st.tuples(capacities, st.integers(0, 2)), min_size=1, max_size=8))
@@ -171,8 +173,8 @@ def together(count: int, act: Callable[[int], None]) -> None:
 @pytest.fixture
 def wide(database_url: str) -> Iterator[Database]:
     """The database, for many threads."""
-    with Database(database_url, pool_size=16) as wide:
-        yield wide
+    with Database(database_url, pool_size=16) as database:
+        yield database
 
 
 def test_no_shard_is_claimed_twice_and_none_is_left(wide: Database) -> None:
@@ -204,14 +206,13 @@ def test_all_at_once_breaks_nothing(wide: Database, ledger: Ledger) -> None:
     rounds = examples(0.03, 0.002)
     for round_ in range(rounds):
         ids = [
-            submit(wide, target, [f"{(round_ + shared) % 4} {n}" for n in range(40)], per_shard=2) for shared in range(4)
+            submit(wide, target, [f"{(round_ + shared) % 4} {n}" for n in range(40)], per_shard=2)
+            for shared in range(4)
         ]
         held: list[Lease] = []
         said: dict[Any, str] = {}
 
         def act(number: int, ids: list[UUID] = ids, held: list[Lease] = held, round_: int = round_) -> None:
-            import random
-
             rng = random.Random(f"{round_} {number}")
             for _ in range(40):
                 _do_something(wide, rng, ids, held)
@@ -240,10 +241,7 @@ def _ended(database: Database, job_id: UUID) -> bool:
     return bool(query(database, "SELECT state FROM jobs WHERE id = :id", id=job_id)[0][0] in TERMINAL)
 
 
-def _do_something(database: Database, rng: Any, ids: list[UUID], held: list[Lease]) -> None:
-    from contracts.errors import BatchmillError, ItemFailed
-    from storage.counting import ShardOutcome
-
+def _do_something(database: Database, rng: random.Random, ids: list[UUID], held: list[Lease]) -> None:
     lease = rng.choice(held) if held and rng.random() < 0.5 else None
     job_id = rng.choice(ids)
     what = rng.choices(
@@ -266,13 +264,9 @@ def _do_something(database: Database, rng: Any, ids: list[UUID], held: list[Leas
             execute(database, "UPDATE shards SET not_before = NULL WHERE id = (SELECT id FROM shards LIMIT 1)")
         elif what == "retry":
             with database.transaction() as connection:
-                from storage import jobs
-
                 if jobs.lock(connection, job_id).terminal and retries.find(connection, job_id) is None:
                     target_id = jobs.target_id(connection, job_id)
                     retry = retries.receive(connection, job_id, target_id)
-                    from storage import sealing
-
                     sealing.seal(connection, retry, target_id, shard_tokens=10**6, shard_inputs=2)
         elif what in ("pause", "resume", "cancel"):
             with database.transaction() as connection:

@@ -16,15 +16,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from contracts.errors import BatchmillError, EmptyJob, InvalidInput
+from contracts import callbacks
+from contracts.errors import BatchmillError, EmptyJob, InvalidInput, UnknownEndpoint, UnknownModel
 from contracts.models import ModelSpec
+from contracts.names import Quantization, Task, split_reference
 from contracts.settings import Settings
 from producer import Client, client, read
 from producer.submission import ContentDigest, Submission, chunks
 from storage.inputs import Line
 from tests.conftest import Mill, wait_until
 from tests.properties import submissions
-from tests.properties.scale import count
+from tests.properties.scale import count, say
 
 SUBMISSIONS = count("FUZZ_SUBMISSIONS", 20_000)
 SEED = count("FUZZ_SEED", 20_261_122)
@@ -34,8 +36,20 @@ NAMED = {"params": "parameters", "idempotency_key": "idempotency.key", "callback
 """How a message speaks of an argument, where not by its name."""
 MOST_CHARACTERS = 2_000
 """Of a message: it says what is wrong, and does not repeat what was given."""
-FAKE = ModelSpec.model_construct(
-    id=1, name="fake", version=1, source="fake:", task="embed", pool="default", engine="fake", epoch=1, digest=""
+FAKE = ModelSpec(
+    id=1,
+    name="fake",
+    version=1,
+    source="fake:",
+    revision=None,
+    task=Task.EMBED,
+    quantization=Quantization.NONE,
+    engine="fake",
+    pool="default",
+    epoch=1,
+    digest="",
+    files=[],
+    memory_bytes=0,
 )
 
 
@@ -49,9 +63,6 @@ class Offline(Client):
         self.models: Any = SimpleNamespace(get=self._get)
 
     def _get(self, reference: str) -> ModelSpec:
-        from contracts.errors import UnknownModel
-        from contracts.names import split_reference
-
         if split_reference(reference) != ("fake", None):
             raise UnknownModel(f"no model {reference!a}")
         return FAKE
@@ -62,10 +73,7 @@ class Offline(Client):
 
 def _take(_: Any, submission: Submission, lines: Iterator[Line]) -> Any:
     if submission.callback_url is not None:
-        from contracts.callbacks import parse
-        from contracts.errors import UnknownEndpoint
-
-        parse(submission.callback_url)
+        callbacks.parse(submission.callback_url)
         raise UnknownEndpoint(f"no endpoint for {submission.callback_url!a}")
     content = ContentDigest(submission.model, submission.params)
     taken = 0
@@ -80,6 +88,27 @@ def _take(_: Any, submission: Submission, lines: Iterator[Line]) -> Any:
 def offline(monkeypatch: pytest.MonkeyPatch) -> Offline:
     monkeypatch.setattr(client, "submit", _take)
     return Offline()
+
+
+def _check_message(message: str) -> None:
+    assert 0 < len(message) < MOST_CHARACTERS, message[:300]
+    message.encode()  # it can be printed, and stored
+
+
+def _check_refusal(error: BatchmillError, wrong: str | None, bad: list[int], items: int, lenient: bool) -> None:
+    """It says what was wrong, and where."""
+    if wrong is not None and not (isinstance(error, InvalidInput) and error.where.startswith("item ")):
+        assert re.search(NAMED.get(wrong, wrong), str(error)), (wrong, str(error))
+    elif isinstance(error, EmptyJob):
+        assert len(bad) == items
+    else:
+        assert isinstance(error, InvalidInput)
+        assert not lenient
+        assert error.where == f"item {bad[0]}", error
+
+
+def _check_refusal_of_file(error: BatchmillError, name: str) -> None:
+    assert isinstance(error, EmptyJob) or name in str(error), error
 
 
 class Fuzz:
@@ -106,10 +135,7 @@ class Fuzz:
                 result = self._submit_items(to)
         except BatchmillError as error:
             self.refused += 1
-            message = str(error)
-            assert 0 < len(message) < MOST_CHARACTERS, message[:300]
-            assert error.code
-            message.encode()  # it can be printed, and stored
+            _check_message(str(error))
             return None
         self.taken += 1
         return result
@@ -121,16 +147,8 @@ class Fuzz:
         lenient = self.rng.random() < 0.5
         try:
             result = to.submit(inputs=iter(items), on_bad=told.append if lenient else None, **how)
-        except EmptyJob:
-            assert wrong is None
-            assert len(bad) == len(items)
-            raise
-        except InvalidInput as error:
-            assert wrong is not None or (bad and not lenient and error.where == f"item {bad[0]}"), (error, how, items)
-            raise
         except BatchmillError as error:
-            assert wrong is not None, (error, how)
-            assert re.search(NAMED.get(wrong, wrong), str(error)), (wrong, str(error))
+            _check_refusal(error, wrong, bad, len(items), lenient)
             raise
         assert wrong is None, f"{wrong} was taken: {how}"
         assert lenient or not bad, f"taken: {items}"
@@ -147,10 +165,8 @@ class Fuzz:
         told: list[InvalidInput] = []
         try:
             result = to.submit("fake", read(path), on_bad=told.append if self.rng.random() < 0.7 else None)
-        except EmptyJob:
-            raise
         except BatchmillError as error:
-            assert path.name in str(error), error
+            _check_refusal_of_file(error, path.name)
             raise
         assert all(re.match(rf"{re.escape(path.name)}, (line|row) \d+: ", str(error)) for error in told)
         return result
@@ -166,9 +182,9 @@ def test_every_submission_is_taken_or_refused(offline: Offline, tmp_path: Path) 
         fuzz.submit(offline)
         slowest = max(slowest, time.monotonic() - start)
     seconds = time.monotonic() - began
-    print(
-        f"{SUBMISSIONS:,} submissions (seed {SEED}) in {seconds:.0f} s: {fuzz.taken:,} taken, {fuzz.refused:,} refused, "
-        f"{fuzz.files:,} of files; the slowest {slowest * 1000:.0f} ms"
+    say(
+        f"{SUBMISSIONS:,} submissions (seed {SEED}) in {seconds:.0f} s: {fuzz.taken:,} taken, "
+        f"{fuzz.refused:,} refused, {fuzz.files:,} of files; the slowest {slowest * 1000:.0f} ms"
     )
     assert min(fuzz.taken, fuzz.refused) > SUBMISSIONS // 10
     assert slowest < 5
@@ -182,7 +198,7 @@ def test_what_was_taken_is_computed(mill: Mill, tmp_path: Path) -> None:
     with mill.client() as to:
         to.models.add("fake", "fake:?dimensions=2")
         jobs = [job for _ in range(SUBMISSIONS // STORED_EVERY) if (job := fuzz.submit(to)) is not None]
-        print(f"{len(jobs):,} taken, {fuzz.refused:,} refused")
+        say(f"{len(jobs):,} taken, {fuzz.refused:,} refused")
         with to._database.transaction() as connection:
             (receiving,) = connection.exec_driver_sql("SELECT count(*) FROM jobs WHERE state = 'receiving'").one()
         assert receiving == 0, "a refused submission left something behind"

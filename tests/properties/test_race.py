@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import Mill
 from tests.jobs import query
 from tests.properties.ledger import Ledger
-from tests.properties.scale import count
+from tests.properties.scale import count, say
 
 CLIENTS = count("RACE_CLIENTS", 8)
 INPUTS = count("RACE_INPUTS", 1_000)
@@ -86,7 +86,10 @@ def test_clients_that_race_leave_one_result_for_each_input(mill: Mill, tmp_path:
             job = client.job(job_id).wait(timeout=600)
             assert (job.counts.items, job.counts.distinct, job.counts.failed) == (INPUTS, INPUTS, 0)
             assert job.counts.cached + job.counts.computed == INPUTS
-        print(f"{CLIENTS} clients × {INPUTS:,} inputs: taken in {submitted:.1f} s, done after {time.monotonic() - began:.1f}")
+        say(
+            f"{CLIENTS} clients × {INPUTS:,} inputs: taken in {submitted:.1f} s, "
+            f"done after {time.monotonic() - began:.1f} s"
+        )
 
         rows = "SELECT (SELECT count(*) FROM inputs), (SELECT count(*) FROM results), (SELECT sum(computed) FROM jobs)"
         assert query(client._database, rows) == [(INPUTS, INPUTS, INPUTS)]

@@ -1,6 +1,5 @@
 """Jobs and shards, driven through the storage functions in any order, against a model of them in Python."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -20,7 +19,7 @@ from hypothesis.stateful import (
 
 from contracts.errors import WORKER_LOST, ItemFailed, LeaseLost, NothingToRetry, WrongState
 from contracts.states import Priority
-from storage import claims, control, counting, jobs, results, retries, shards
+from storage import claims, control, counting, jobs, retries, shards
 from storage.claims import Capacity
 from storage.counting import ShardOutcome
 from storage.database import Database
@@ -172,9 +171,7 @@ class States(RuleBasedStateMachine):
 
     # Work
 
-    @rule(
-        worker=st.sampled_from(WORKERS), busy=st.booleans(), loads=st.booleans(), lowest=st.sampled_from(Priority)
-    )
+    @rule(worker=st.sampled_from(WORKERS), busy=st.booleans(), loads=st.booleans(), lowest=st.sampled_from(Priority))
     def claim(self, worker: str, busy: bool, loads: bool, lowest: Priority) -> None:
         self._claim(worker, not busy, not loads, lowest)
 
@@ -269,9 +266,7 @@ class States(RuleBasedStateMachine):
         """What a job says once inputs of a shard have been dealt with."""
         job = shard.job
         mine = {other.id for other in job.shards if other.state == "split"} | {shard.id}
-        found = [
-            self.results[job.target, i] for i in input_ids if i not in errors and (job.target, i) in self.results
-        ]
+        found = [self.results[job.target, i] for i in input_ids if i not in errors and (job.target, i) in self.results]
         computed = sum(shard_id in mine for shard_id in found)
         job.computed += computed
         job.cached += len(found) - computed
@@ -508,11 +503,11 @@ class States(RuleBasedStateMachine):
 
 
 @pytest.fixture
-def machine(database: Database, ledger: Ledger) -> Iterator[type[States]]:
+def machine(database: Database, ledger: Ledger) -> type[States]:
     targets = [make_target(database, name) for name in ("one", "two")]
     statement = "INSERT INTO webhook_endpoints (url, secret) VALUES ('https://example.org/', '') RETURNING id"
     (row,) = query(database, statement)
-    yield type("Machine", (States,), {"database": database, "ledger": ledger, "targets": targets, "endpoint": row[0]})
+    return type("Machine", (States,), {"database": database, "ledger": ledger, "targets": targets, "endpoint": row[0]})
 
 
 @pytest.mark.timeout(3600)

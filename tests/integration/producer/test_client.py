@@ -50,7 +50,7 @@ def rows(client: Client, query: str) -> int:
 
 
 def test_what_is_exported() -> None:
-    assert set(producer.__all__) == {"Check", "Client", "ItemError", "Job", "Result", "read"}
+    assert set(producer.__all__) == {"Check", "Client", "ItemError", "Job", "Result", "read", "verify_webhook"}
     assert all(getattr(producer, name) is not None for name in producer.__all__)
 
 

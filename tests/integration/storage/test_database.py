@@ -101,3 +101,4 @@ def test_a_server_that_cannot_work_now_can_be_tried_again(database: Database, wa
             connection.execute(text("INSERT INTO full_up VALUES (1)"))
     with database.transaction() as connection:
         assert connection.execute(text("SELECT count(*) FROM full_up")).scalar_one() == 0
+        connection.execute(text("DROP TABLE full_up"))
