@@ -43,9 +43,6 @@ class Discarded:
             self._count, self._quiet_until = 0, now + SECONDS_BETWEEN_LINES
 
 
-discarded = Discarded()
-
-
 class NotATicket(Exception):
     """The reason is ours, and quotes nothing of the message."""
 
@@ -55,6 +52,7 @@ class TicketConsumer(Consumer):  # type: ignore[misc]
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
+        self._discarded = Discarded()
         # Or kombu would inflate what is compressed before anyone can look at it.
         for kind in compression.encoders():
             compression.register(_refuse_compressed, _refuse_compressed, kind)
@@ -63,7 +61,9 @@ class TicketConsumer(Consumer):  # type: ignore[misc]
         """The connection that tickets are read from."""
         connection: Connection = self.app.connection_for_read(heartbeat=heartbeat)
         if issubclass(connection.get_transport_cls(), Transport):
-            connection.transport_cls = GuardedTransport
+            transport = guarded_transport(self._discarded)
+            # Not `transport_cls`, which messages show as the scheme of the address.
+            connection.get_transport_cls = lambda: transport
         else:
             connection.transport_options = {**connection.transport_options, "frame_handler": guarded_frames}
         return self.ensure_connected(connection)
@@ -85,7 +85,7 @@ class TicketConsumer(Consumer):  # type: ignore[misc]
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         """Throw a message away."""
-        discarded.note(str(exc) if isinstance(exc, NotATicket) else type(exc).__name__)
+        self._discarded.note(str(exc) if isinstance(exc, NotATicket) else type(exc).__name__)
         message.reject_log_error(log, self.connection_errors)
 
 
@@ -120,21 +120,21 @@ def headers_of_ticket(message: Any, queues: Container[str]) -> dict[str, Any]:
 _NO_MESSAGE = (AttributeError, LookupError, RecursionError, TypeError, ValueError, DataError)
 
 
-class GuardedChannel(Channel):  # type: ignore[misc]
-    """A channel to Redis that survives what is no message at all."""
+def guarded_transport(discarded: Discarded) -> type[Transport]:
+    """Kombu's transport for Redis, on channels that survive what is no message at all."""
 
-    def _brpop_read(self, **options: Any) -> Any:
-        try:
-            return super()._brpop_read(**options)
-        except _NO_MESSAGE as error:
-            # It was taken out of the queue already: nothing is left to reject.
-            discarded.note(type(error).__name__)
+    class GuardedChannel(Channel):  # type: ignore[misc]
+        def _brpop_read(self, **options: Any) -> Any:
+            try:
+                return super()._brpop_read(**options)
+            except _NO_MESSAGE as error:
+                # It was taken out of the queue already: nothing is left to reject.
+                discarded.note(type(error).__name__)
 
+    class GuardedTransport(Transport):  # type: ignore[misc]
+        Channel = GuardedChannel
 
-class GuardedTransport(Transport):  # type: ignore[misc]
-    """A transport of such channels."""
-
-    Channel = GuardedChannel
+    return GuardedTransport
 
 
 def guarded_frames(connection: Any, callback: Callable[..., None]) -> Callable[[tuple[int, int, bytes]], bool]:
@@ -153,7 +153,7 @@ def guarded_frames(connection: Any, callback: Callable[..., None]) -> Callable[[
     return on_guarded_frame
 
 
-# AMQP 0-9-1, 4.2.6.1: class, weight and size of the body, then a bit for each property that follows.
+# AMQP 0-9-1, 2.3.5.2: class, weight and size of the body, then a bit for each property that follows.
 _HEADER_FRAME = 2
 _SIZE_ENDS = 12
 _NO_PROPERTIES = b"\0\0"

@@ -3,7 +3,7 @@
 import signal
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
@@ -35,7 +35,7 @@ from tests.faults.strikes import (
 from tests.faults.submitting import Plan
 from tests.faults.world import WEBHOOK_WAITS, World
 
-ALLOWANCE = 20.0
+ALLOWANCE = 10.0
 """Seconds for what the remaining work's own time does not say: processes that start, brokers that are found again."""
 DELIVERY_SECONDS = 60.0
 """How long the last events may take: the schedule, each attempt's time, and a deliverer's death."""
@@ -149,6 +149,10 @@ class Driver:
             if not plans:
                 return
             world.submit(plans)
+
+    def starve(self) -> None:
+        """Plan no further job; those that are planned are submitted."""
+        self.faulty, self._diet = False, replace(self._diet, items=0)
 
     @property
     def fed(self) -> bool:

@@ -42,17 +42,20 @@ def repeats(evidence: Evidence, shared: NDArray[np.uint64]) -> Repeats:
     """
     ledger = evidence.computed
     process, digest, begun, settled = _passages(ledger)
-    interrupted = _interrupted(evidence, process, begun, settled)
+    lost = _lost(evidence, process, begun, settled)
+    # What a dead process never committed was in flight when it died, however it died.
+    died = np.array([ordinal for ordinal, role, *_ in evidence.deaths if role == "worker"], np.int64)
+    in_flight = lost | (np.isinf(settled) & np.isin(process, died))
     order = np.lexsort((begun, digest))
-    again = np.zeros(len(order), np.bool_)
-    again[1:] = digest[order][1:] == digest[order][:-1]
-    # A passage that another one follows has to have been interrupted.
-    followed = order[:-1][again[1:]]
-    wrong = followed[~interrupted[followed] & ~np.isin(digest[followed], shared)]
+    again = digest[order][1:] == digest[order][:-1]
+    first, second = order[:-1][again], order[1:][again]
+    # Either the first of two passages was interrupted, or the second was begun by a process that had lost the lease
+    # and did not know yet.
+    wrong = first[~in_flight[first] & ~lost[second] & ~np.isin(digest[first], shared)]
     return Repeats(
         computed=len(digest),
         distinct=len(np.unique(digest)),
-        in_flight=int(interrupted.sum()),
+        in_flight=int(in_flight.sum()),
         unexplained=[
             {
                 "digest": f"{int(digest[row]):016x}",
@@ -88,9 +91,10 @@ def _passages(
     return process, digest, begun, settled
 
 
-def _interrupted(
+def _lost(
     evidence: Evidence, process: NDArray[np.int64], begun: NDArray[np.float64], settled: NDArray[np.float64]
 ) -> NDArray[np.bool_]:
+    """Which passages were under way when a living process lost its leases, gave them back, or had yet to notice."""
     found = np.zeros(len(process), np.bool_)
     # A heartbeat notices that a lease is gone within a third of it, and the micro-batch at hand is finished.
     notice = evidence.lease / 3 + FLUSH_SECONDS
@@ -99,6 +103,4 @@ def _interrupted(
     for ordinal, start, stop in [*lost, *left]:
         caught = (begun <= stop) & (settled >= start)
         found |= caught if ordinal is None else caught & (process == ordinal)
-    # What a dead process never committed was in flight when it died, however it died.
-    died = np.array([ordinal for ordinal, role, *_ in evidence.deaths if role == "worker"], np.int64)
-    return found | (np.isinf(settled) & np.isin(process, died))
+    return found

@@ -152,6 +152,8 @@ class Broker:
                     content_type=content_type,
                     content_encoding="binary",
                 )
+            if self.kind == "valkey":  # not even an envelope
+                connection.channel().client.lpush(tickets.name, *(body for body, _ in messages))
 
     def stop(self) -> None:
         self.server.stop()

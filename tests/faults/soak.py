@@ -222,8 +222,10 @@ def soak(part: str, seed: int, scale: float, minutes: float, broker: str, home: 
                     found["ended"] = "interrupted"
                 except AssertionError as error:
                     found["ended"] = f"a fault could not strike: {error}"
-                struck_for = time.monotonic() - begun
-                found |= {"struck_seconds": round(struck_for)}
+                if running.late:
+                    found["ended"] = "out of time"
+                found["struck_seconds"] = round(time.monotonic() - begun)
+                running.driver.starve()
                 evidence = running.driver.finish()
                 found |= report.judged(evidence)
         except (Interrupted, AssertionError) as error:

@@ -286,9 +286,10 @@ class World:
             self.tally.releases += 1
             with suppress(DatabaseUnavailable):  # then the leases expire
                 rescue.rescue(self._pool, f"{socket.gethostname()}:{process.pid}")
-        for plan in self._clients.pop(process.ordinal, []):
-            if process.code and plan.retried and plan.number not in self.acknowledged():
-                self.plans.appendleft(plan)
+        plans = self._clients.pop(process.ordinal, [])
+        if process.code:
+            done = self.acknowledged()
+            self.plans.extendleft(plan for plan in plans if plan.retried and plan.number not in done)
 
     # What it looks like
 

@@ -102,10 +102,10 @@ class States(RuleBasedStateMachine):
     @initialize(priorities=st.lists(st.sampled_from(Priority), min_size=1, max_size=2))
     def begin(self, priorities: list[Priority]) -> None:
         self.ledger.empty()
-        for number, priority in enumerate(priorities):
+        for priority in priorities:
             self.open(0, priority, told=True)
             job = self.jobs[-1]
-            job.inputs = PAYLOADS[number * 2 : number * 2 + 8]
+            job.inputs = PAYLOADS[:8]
             append(self.database, job.id, as_lines(job.inputs))
             seal(self.database, job.id, job.target, per_shard=3)
             self._sealed(job)
@@ -236,11 +236,21 @@ class States(RuleBasedStateMachine):
             self.results.setdefault((target_id, input_id), shard_id)
 
     @precondition(lambda self: self.leases)
-    @rule(data=st.data())
-    def close(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), code=st.sampled_from(["engine_error", "too_long"]))
+    def close(self, data: st.DataObject, code: str) -> None:
         shard, lease = data.draw(st.sampled_from(self.leases))
-        failing = data.draw(st.lists(st.sampled_from(lease.input_ids), unique=True, max_size=2))
-        code = data.draw(st.sampled_from(["engine_error", "too_long"]))
+        self._close(shard, lease, data.draw(st.lists(st.sampled_from(lease.input_ids), unique=True, max_size=2)), code)
+
+    @rule(count=st.integers(1, 8), failing=st.integers(0, 2))
+    def work(self, count: int, failing: int) -> None:
+        """What is held is closed, and what there is then is claimed and closed; the last inputs of each fail."""
+        for _ in range(count):
+            for shard, lease in self.leases:
+                if self._holds(shard, lease):
+                    self._close(shard, lease, lease.input_ids[len(lease.input_ids) - failing :], "engine_error")
+            self._claim(WORKERS[0], True, True, Priority.BULK)
+
+    def _close(self, shard: Shard, lease: Lease, failing: list[int], code: str) -> None:
         errors = {input_id: ItemFailed(code, "no") for input_id in failing}
         good = [input_id for input_id in lease.input_ids if input_id not in errors]
         if good:
@@ -336,10 +346,16 @@ class States(RuleBasedStateMachine):
         execute(self.database, statement, ids=[shard.id for shard in dead])
         self._die(dead, None)
 
-    @rule(worker=st.sampled_from(WORKERS), times=st.integers(1, LIVES + 1), loads=st.booleans())
-    def kill(self, worker: str, times: int, loads: bool) -> None:
-        """Again and again, as soon as it has taken something up."""
+    @rule(
+        worker=st.sampled_from(WORKERS), times=st.integers(1, LIVES + 1), loads=st.booleans(), stores=st.integers(0, 2)
+    )
+    def kill(self, worker: str, times: int, loads: bool, stores: int) -> None:
+        """Again and again, as soon as it has taken something up, and stored a little of it."""
         for _ in range(times):
+            for shard, lease in self.leases:
+                if stores and self._holds(shard, lease) and shard.worker == worker:
+                    store(self.database, lease.target_id, lease.shard_id, lease.input_ids[:stores])
+                    self._stored(lease.target_id, lease.input_ids[:stores], shard.id)
             held = [s for job in self.jobs for s in job.shards if s.state == "leased" and s.worker == worker]
             self._die(held, worker)
             self.wake()
@@ -387,9 +403,18 @@ class States(RuleBasedStateMachine):
     # Control
 
     @precondition(lambda self: self.jobs)
-    @rule(data=st.data(), how=st.sampled_from(["cancel", "pause", "resume", "fail"]))
+    @rule(data=st.data(), how=st.sampled_from(["pause", "resume", "cancel", "fail"]))
     def control(self, data: st.DataObject, how: str) -> None:
-        job = data.draw(st.sampled_from(self.jobs))
+        self._control(data.draw(st.sampled_from(self.jobs)), how)
+
+    @precondition(lambda self: any(job.goes_on for job in self.jobs))
+    @rule(data=st.data(), hows=st.lists(st.sampled_from(["pause", "resume"]), min_size=2, max_size=3))
+    def halt(self, data: st.DataObject, hows: list[str]) -> None:
+        job = data.draw(st.sampled_from([job for job in self.jobs if job.goes_on]))
+        for how in hows:
+            self._control(job, how)
+
+    def _control(self, job: Job, how: str) -> None:
         ends = {"cancel": "cancelled", "fail": "failed"}.get(how)
 
         def act() -> bool:
