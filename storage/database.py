@@ -5,13 +5,16 @@ from contextlib import contextmanager
 from typing import Self
 
 import psycopg
-from sqlalchemy import URL, Connection, Engine, create_engine, make_url
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from contracts.errors import ConfigurationError, DatabaseUnavailable
 
-_AWAY = ("08", "53", "57P")
-"""Classes of SQLSTATE: the connection is broken; memory, disk or connections are used up; the server shuts down."""
+_AWAY = ("08", "25P03", "25P04", "53", "57P")
+"""SQLSTATEs, or how they begin: the connection is broken; it was cut for a transaction that took too long; memory, disk
+or connections are used up; the server shuts down."""
+IDLE_SECONDS = 60.0
+"""A process that stands still in the middle of a transaction (a frozen machine, Ctrl-Z) holds its locks for so long."""
 
 
 def parse_url(url: str) -> URL:
@@ -34,13 +37,22 @@ def parse_url(url: str) -> URL:
 class Database:
     """A pool of connections to one Postgres.
 
+    Args:
+        url: Its address.
+        pool_size: Connections that are kept; as many more come and go.
+        transaction_seconds: What a transaction may take, whatever it waits for; then the server ends it. Nothing else
+            frees the locks of a process that stands still, so those whose work others take over set it.
+
     >>> with Database("postgresql://localhost/batchmill") as database:  # doctest: +SKIP
     ...     with database.transaction() as connection:
     ...         ...
     """
 
-    def __init__(self, url: str, *, pool_size: int = 5) -> None:
+    def __init__(self, url: str, *, pool_size: int = 5, transaction_seconds: float | None = None) -> None:
         self.url = parse_url(url)
+        self._limits = {"idle_in_transaction_session_timeout": IDLE_SECONDS}
+        if transaction_seconds is not None:
+            self._limits = {"transaction_timeout": transaction_seconds}
         # pre-ping: a Postgres that was restarted costs a reconnect, not an error. prepare_threshold None: named
         # statements do not survive behind a transaction-mode pooler. hide_parameters: errors are logged, inputs not.
         self._engine: Engine = create_engine(
@@ -51,6 +63,13 @@ class Database:
             hide_parameters=True,
             connect_args={"prepare_threshold": None, "connect_timeout": 10},
         )
+        event.listen(self._engine, "connect", self._limit)
+
+    def _limit(self, driver: "psycopg.Connection[object]", _: object) -> None:
+        """Set the limits by a statement: poolers refuse them as an option of the connection."""
+        for name, seconds in self._limits.items():
+            driver.execute("SELECT set_config(%s, %s, false)", [name, f"{seconds * 1000:.0f}"])
+        driver.commit()
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
@@ -98,9 +117,11 @@ def _is_away(error: DBAPIError | psycopg.Error) -> bool:
         return True
     # COPY goes through the driver, whose errors nobody has wrapped.
     cause = error.orig if isinstance(error, DBAPIError) else error
-    if not isinstance(cause, psycopg.OperationalError):
+    if not isinstance(cause, psycopg.Error):
         return False
-    return cause.sqlstate is None or cause.sqlstate.startswith(_AWAY)
+    if cause.sqlstate is None:
+        return isinstance(cause, psycopg.OperationalError)
+    return cause.sqlstate.startswith(_AWAY)
 
 
 def _first_line(error: DBAPIError | psycopg.Error) -> str:

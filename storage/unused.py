@@ -36,8 +36,11 @@ TRY_SECONDS = 1.0
 
 _LOCK = 7_216_315_109  # any constant that nothing else locks: one pass at a time reads everything
 
-# Whatever the statistics say, no table is read once for each row of another.
-_PLAN = text("SELECT set_config('enable_nestloop', 'off', true), set_config('work_mem', '64MB', true)")
+# Whatever the statistics say, no table is read once for each row of another. The pass may take its time.
+_PLAN = text("""
+    SELECT set_config('enable_nestloop', 'off', true), set_config('work_mem', '64MB', true),
+           set_config('transaction_timeout', '0', true)
+""")
 
 _REFERRED = "SELECT FROM items JOIN jobs ON jobs.id = items.job_id AND {remaining} WHERE items.input_id ="
 _OLD_RESULT = "uuid_extract_timestamp(results.shard_id) < now() - %(age)s::interval"

@@ -14,13 +14,20 @@ from worker.leaving import Departure
 
 log = logging.getLogger("worker")
 
+SHORTEST = 3.0
+"""Seconds that a transaction may take however short leases are."""
+
 
 def run(settings: Settings) -> int:
     """Work until SIGTERM or SIGINT, or until the process finds itself cut off; the exit code."""
     # The thread that drives the model gives way to Python in others; a long turn of theirs would leave it waiting.
     sys.setswitchinterval(0.0005)
     departure = Departure()
-    with Database(str(settings.database_url), pool_size=settings.slots + 3) as database:
+    with Database(
+        str(settings.database_url),
+        pool_size=settings.slots + 3,
+        transaction_seconds=max(settings.lease_seconds, SHORTEST),
+    ) as database:
         for attempt in Retrying(
             retry=retry_if_exception_type(DatabaseUnavailable),
             wait=wait_exponential(multiplier=0.2, max=3),

@@ -30,16 +30,23 @@ class Kind(StrEnum):
     PLAIN = "plain"
     RAISES = "raises"
     NOT_A_NUMBER = "nanny"
+    TOO_LARGE = "bloats"
     KILLS = "slays"
 
 
-CODES = {Kind.RAISES: "engine_error", Kind.NOT_A_NUMBER: "non_finite", Kind.KILLS: "worker_lost"}
+CODES = {
+    Kind.RAISES: "engine_error",
+    Kind.NOT_A_NUMBER: "non_finite",
+    Kind.TOO_LARGE: "out_of_memory",
+    Kind.KILLS: "worker_lost",
+}
 """The error that such an input must end with."""
 
 
 def source(item_delay: float, *, kills: bool) -> str:
     """The fake model that acts on those words; a pass takes `item_delay` seconds for each input."""
-    words = f"fail={Kind.RAISES}&nan={Kind.NOT_A_NUMBER}" + (f"&kill={Kind.KILLS}" if kills else "")
+    words = f"fail={Kind.RAISES}&nan={Kind.NOT_A_NUMBER}&oom_on={Kind.TOO_LARGE}"
+    words += f"&kill={Kind.KILLS}" if kills else ""
     return f"fake:?dimensions={DIMENSIONS}&item_delay={item_delay}&{words}"
 
 
@@ -50,7 +57,7 @@ def kind(seed: int, number: int) -> Kind:
     draw = int.from_bytes(hashlib.blake2b(f"{seed}/{number}".encode(), digest_size=4).digest(), "big") % 1000
     if draw >= POISON_PER_MILLE:
         return Kind.PLAIN
-    return Kind.RAISES if draw % 2 else Kind.NOT_A_NUMBER
+    return (Kind.RAISES, Kind.NOT_A_NUMBER, Kind.TOO_LARGE)[draw % 3]
 
 
 def text(seed: int, number: int) -> str:

@@ -241,6 +241,15 @@ class States(RuleBasedStateMachine):
         shard, lease = data.draw(st.sampled_from(self.leases))
         self._close(shard, lease, data.draw(st.lists(st.sampled_from(lease.input_ids), unique=True, max_size=2)), code)
 
+    @precondition(lambda self: any(self._woke_up_late(*held) for held in self.leases))
+    @rule(data=st.data(), failing=st.integers(0, 1))
+    def close_what_another_holds(self, data: st.DataObject, failing: int) -> None:
+        shard, lease = data.draw(st.sampled_from([held for held in self.leases if self._woke_up_late(*held)]))
+        self._close(shard, lease, lease.input_ids[:failing], "engine_error")
+
+    def _woke_up_late(self, shard: Shard, lease: Lease) -> bool:
+        return shard.state == "leased" and shard.lease is not lease
+
     @rule(count=st.integers(1, 8), failing=st.integers(0, 2))
     def work(self, count: int, failing: int) -> None:
         """What is held is closed, and what there is then is claimed and closed; the last inputs of each fail."""
@@ -347,7 +356,7 @@ class States(RuleBasedStateMachine):
         self._die(dead, None)
 
     @rule(
-        worker=st.sampled_from(WORKERS), times=st.integers(1, LIVES + 1), loads=st.booleans(), stores=st.integers(0, 2)
+        worker=st.sampled_from(WORKERS), times=st.integers(1, LIVES + 3), loads=st.booleans(), stores=st.integers(0, 2)
     )
     def kill(self, worker: str, times: int, loads: bool, stores: int) -> None:
         """Again and again, as soon as it has taken something up, and stored a little of it."""
@@ -537,5 +546,5 @@ def machine(database: Database, ledger: Ledger) -> type[States]:
 
 @pytest.mark.timeout(3600)
 def test_states(machine: type[States]) -> None:
-    how = settings(max_examples=examples(0.25, 0.1), stateful_step_count=40)
+    how = settings(max_examples=examples(0.4, 0.1), stateful_step_count=40)
     run_state_machine_as_test(machine, settings=how)

@@ -28,7 +28,7 @@ def run(settings: Settings) -> None:
         ConfigurationError: There is no key to decrypt secrets with, or the schema is at another revision.
     """
     keyring = Keyring.load(settings)
-    with Database(str(settings.database_url), pool_size=1) as database:
+    with Database(str(settings.database_url), pool_size=1, transaction_seconds=60.0) as database:
         asyncio.run(_serve(settings, database, keyring))
 
 

@@ -102,3 +102,23 @@ def test_a_server_that_cannot_work_now_can_be_tried_again(database: Database, wa
     with database.transaction() as connection:
         assert connection.execute(text("SELECT count(*) FROM full_up")).scalar_one() == 0
         connection.execute(text("DROP TABLE full_up"))
+
+
+def test_the_locks_of_a_process_that_stands_still_are_freed(database: Database) -> None:
+    with database.transaction() as connection:
+        connection.execute(text("CREATE TABLE IF NOT EXISTS one (n bigint)"))
+        connection.execute(text("DELETE FROM one"))
+        connection.execute(text("INSERT INTO one VALUES (1)"))
+    with (
+        Database(database.url.render_as_string(), transaction_seconds=0.5) as frozen,
+        pytest.raises(DatabaseUnavailable),
+        frozen.transaction() as connection,
+    ):
+        connection.execute(text("UPDATE one SET n = 2"))
+        with database.transaction() as other:  # it waits for a transaction that nobody goes on with
+            other.execute(text("SET LOCAL lock_timeout = '20s'"))
+            other.execute(text("UPDATE one SET n = 3"))
+        connection.execute(text("SELECT 1"))
+    with database.transaction() as connection:
+        assert connection.execute(text("SELECT n FROM one")).scalar_one() == 3
+        connection.execute(text("DROP TABLE one"))
