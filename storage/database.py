@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Self
 
 import psycopg
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, create_engine, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from contracts.errors import ConfigurationError, DatabaseUnavailable
@@ -13,6 +13,8 @@ from contracts.errors import ConfigurationError, DatabaseUnavailable
 _AWAY = ("08", "25P03", "25P04", "53", "57P")
 """SQLSTATEs, or how they begin: the connection is broken; it was cut for a transaction that took too long; memory, disk
 or connections are used up; the server shuts down."""
+_KEEPALIVE = {"keepalives_idle": 5, "keepalives_interval": 3, "keepalives_count": 3, "tcp_user_timeout": 15_000}
+"""A server that a network swallowed is noticed within 15 seconds, and not in the two hours that a kernel takes."""
 IDLE_SECONDS = 60.0
 """A process that stands still in the middle of a transaction (a frozen machine, Ctrl-Z) holds its locks for so long."""
 
@@ -50,9 +52,11 @@ class Database:
 
     def __init__(self, url: str, *, pool_size: int = 5, transaction_seconds: float | None = None) -> None:
         self.url = parse_url(url)
-        self._limits = {"idle_in_transaction_session_timeout": IDLE_SECONDS}
+        # For each transaction anew: behind a pooler, what is set for a session reaches others, and not all of ours.
+        name, seconds = "idle_in_transaction_session_timeout", IDLE_SECONDS
         if transaction_seconds is not None:
-            self._limits = {"transaction_timeout": transaction_seconds}
+            name, seconds = "transaction_timeout", transaction_seconds
+        self._limit = text(f"SET LOCAL {name} = {seconds * 1000:.0f}")
         # pre-ping: a Postgres that was restarted costs a reconnect, not an error. prepare_threshold None: named
         # statements do not survive behind a transaction-mode pooler. hide_parameters: errors are logged, inputs not.
         self._engine: Engine = create_engine(
@@ -61,15 +65,8 @@ class Database:
             max_overflow=pool_size,
             pool_pre_ping=True,
             hide_parameters=True,
-            connect_args={"prepare_threshold": None, "connect_timeout": 10},
+            connect_args={"prepare_threshold": None, "connect_timeout": 10, **_KEEPALIVE},
         )
-        event.listen(self._engine, "connect", self._limit)
-
-    def _limit(self, driver: "psycopg.Connection[object]", _: object) -> None:
-        """Set the limits by a statement: poolers refuse them as an option of the connection."""
-        for name, seconds in self._limits.items():
-            driver.execute("SELECT set_config(%s, %s, false)", [name, f"{seconds * 1000:.0f}"])
-        driver.commit()
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
@@ -80,6 +77,7 @@ class Database:
         """
         try:
             with self._engine.begin() as connection:
+                connection.execute(self._limit)
                 yield connection
         except (DBAPIError, psycopg.Error) as error:
             _leave_out_rows(error)

@@ -61,10 +61,10 @@ _CLAIM = text("""
         ) AS waiting
         LIMIT :room
     )
-    UPDATE deliveries SET token = :token, attempt = attempt + 1, due_at = now() + :hold
+    UPDATE deliveries SET token = :token, due_at = now() + :hold
     FROM due, webhook_endpoints AS endpoint
     WHERE deliveries.id = due.id AND endpoint.id = deliveries.endpoint_id
-    RETURNING deliveries.id, attempt, endpoint_id, deliveries.url, event, body, endpoint.secret,
+    RETURNING deliveries.id, attempt + 1 AS attempt, endpoint_id, deliveries.url, event, body, endpoint.secret,
               CASE WHEN endpoint.previous_until > now() THEN endpoint.previous_secret END AS previous_secret,
               now() AS claimed_at
 """)
@@ -73,7 +73,8 @@ _CLAIM = text("""
 def claim(connection: Connection, *, free: Mapping[int, int], fresh: int, room: int, hold: timedelta) -> list[Claim]:
     """Take deliveries that are due, the longest due of each endpoint first, endpoints in no order.
 
-    Whoever dies with a claim needs no rescue: it is due again when its hold is over.
+    Whoever dies with a claim needs no rescue: it is due again when its hold is over. An attempt counts when its end is
+    known, so that deliverers that die do not use the schedule up.
 
     Args:
         connection: A transaction.
@@ -121,7 +122,8 @@ _FINISH = text("""
         WHERE deliveries.state = 'pending' ORDER BY deliveries.id FOR NO KEY UPDATE OF deliveries
     )
     UPDATE deliveries
-    SET state = outcome.state, token = NULL, last_status = outcome.status, last_error = outcome.error,
+    SET state = outcome.state, token = NULL, attempt = attempt + 1,
+        last_status = outcome.status, last_error = outcome.error,
         due_at = CASE WHEN outcome.state = 'pending' THEN now() + outcome.delay * interval '1 second' ELSE due_at END,
         finished_at = CASE WHEN outcome.state = 'pending' THEN NULL ELSE now() END
     FROM outcome WHERE deliveries.id = outcome.id
@@ -146,7 +148,7 @@ def finish(connection: Connection, outcomes: Sequence[Outcome]) -> int:
 
 
 _RELEASE = text("""
-    UPDATE deliveries SET token = NULL, attempt = attempt - 1, due_at = now()
+    UPDATE deliveries SET token = NULL, due_at = now()
     WHERE id IN (
         SELECT id FROM deliveries JOIN unnest(CAST(:ids AS uuid[]), CAST(:tokens AS uuid[])) AS given (id, token)
                        USING (id, token)

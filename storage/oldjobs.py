@@ -26,6 +26,7 @@ _OLD = EXPIRED.format(age="CAST(:age AS interval)")
 _COUNT = text(f"SELECT count(*), coalesce(sum(items), 0) FROM jobs WHERE {_OLD}")
 
 # Errors and shards go with the row; a shard holds some hundreds of inputs.
+_NO_LIMIT = text("SET LOCAL transaction_timeout = 0")
 _DELETE = text(f"""
     WITH oldest AS (
         SELECT id, created_at, 1 + failed + distinct_inputs / 64 AS rows FROM jobs
@@ -67,6 +68,7 @@ def delete(database: Database, age: timedelta | None) -> int:
     deleted = 0
     while True:
         with database.transaction() as connection:
+            connection.execute(_NO_LIMIT)  # one job may have millions of errors; nobody waits for the locks
             count = connection.execute(_DELETE, {"age": age, "most": ROWS}).rowcount
         if count == 0:
             return deleted

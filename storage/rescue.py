@@ -37,10 +37,10 @@ _REQUEUE = text(f"""
 """)
 _DIED_ALONE = text(f"SELECT id, job_id FROM shards WHERE {_DEAD} AND alone ORDER BY id")
 _BURY = text(f"""
-    UPDATE shards SET state = 'queued', token = NULL, lease_expires_at = NULL, deaths = deaths + 1,
-                      not_before = now() + {PAUSE}
+    UPDATE shards SET state = 'queued', token = NULL, lease_expires_at = NULL, not_before = now() + {PAUSE},
+                      deaths = deaths + (NOT loading)::int, load_deaths = load_deaths + loading::int
     WHERE id = :id AND alone AND {_DEAD}
-    RETURNING id, job_id, ordinal, deaths, loading, input_ids
+    RETURNING id, job_id, ordinal, deaths, load_deaths, loading, input_ids
 """)
 _CLOSE = text("""
     UPDATE shards SET state = :state, finished_at = now(), not_before = NULL WHERE id = :id AND state = 'queued'
@@ -78,8 +78,8 @@ def _judge(connection: Connection, shard: Row[Any]) -> None:
     """Decide what becomes of a shard whose worker died while it ran alone; it is queued again by now."""
     target_id = jobs.target_id(connection, shard.job_id)
     if shard.loading:
-        if shard.deaths >= LIVES:
-            reason = f"{shard.deaths} worker processes died while they loaded the model: is there memory for it?"
+        if shard.load_deaths >= LIVES:
+            reason = f"{shard.load_deaths} worker processes died while they loaded the model: is there memory for it?"
             control.fail(connection, shard.job_id, ModelLoadFailed.code, reason)
         return
     known = results.known(connection, target_id, shard.input_ids)
@@ -87,7 +87,7 @@ def _judge(connection: Connection, shard: Row[Any]) -> None:
     if len(left) > 1:
         _split(connection, shard, target_id, list(known), left)
     elif left and shard.deaths >= LIVES:
-        reason = f"the worker process died each of the {shard.deaths} times that it computed this input alone"
+        reason = f"each of the {shard.deaths} workers that computed this input alone died or was cut off"
         connection.execute(_CLOSE, {"id": shard.id, "state": str(ShardState.DONE)})
         _count(connection, shard, target_id, shard.input_ids, {left[0]: ItemFailed(WORKER_LOST, reason)}, opened=-1)
 

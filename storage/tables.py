@@ -190,6 +190,7 @@ shards = Table(
     Column("alone", Boolean, nullable=False, server_default=text("false")),
     Column("loading", Boolean, nullable=False, server_default=text("false")),  # its model, when it was leased
     Column("deaths", SmallInteger, nullable=False, server_default=text("0")),
+    Column("load_deaths", SmallInteger, nullable=False, server_default=text("0")),  # while its model was being loaded
     _time("lease_expires_at"),
     _time("not_before"),
     _time("finished_at"),

@@ -6,12 +6,12 @@ import signal
 import threading
 from collections.abc import Callable
 
-from contracts.errors import BatchmillError
-
 log = logging.getLogger(__name__)
 
 SECONDS = 22.0
 """A process that was asked to end is gone after so long, whatever it is busy with; others expect 30."""
+LAST_SECONDS = 4.0
+"""What it then takes at most to give back what it holds."""
 CUT_OFF = 75
 """The exit code of a worker that ends itself so that another takes over: EX_TEMPFAIL of sysexits.h."""
 
@@ -33,13 +33,19 @@ class Departure:
 
         def force() -> None:
             log.warning("it has not ended for %.0f s: what it holds is given back, and this process ends", SECONDS)
-            try:
-                give_back()
-            except BatchmillError as error:
-                log.warning("leases are left to expire: %s", error)
-            logging.shutdown()
+            # On a thread of its own: a database that does not answer must not hold it up either.
+            giving = threading.Thread(target=self._give_back, args=(give_back,), daemon=True)
+            giving.start()
+            giving.join(LAST_SECONDS)
             os._exit(self.exit_code)
 
         timer = threading.Timer(SECONDS, force)
         timer.daemon = True
         timer.start()
+
+    @staticmethod
+    def _give_back(give_back: Callable[[], None]) -> None:
+        try:
+            give_back()
+        except Exception as error:  # whatever it is, the process ends
+            log.warning("leases are left to expire: %s", error)

@@ -1,4 +1,4 @@
-"""What rescue, poison, control, webhooks and retention stand on."""
+"""Control, rescue, webhooks and retention: endpoints and deliveries, shards that run alone, what a purge looks for."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -86,12 +86,11 @@ def upgrade() -> None:
     op.add_column("shards", sa.Column("alone", sa.Boolean(), server_default=sa.text("false"), nullable=False))
     op.add_column("shards", sa.Column("loading", sa.Boolean(), server_default=sa.text("false"), nullable=False))
     op.add_column("shards", sa.Column("deaths", sa.SmallInteger(), server_default=sa.text("0"), nullable=False))
+    op.add_column("shards", sa.Column("load_deaths", sa.SmallInteger(), server_default=sa.text("0"), nullable=False))
     op.create_index("shards_alone_idx", "shards", ["job_id"], postgresql_where=sa.text("state = 'queued' AND alone"))
 
     op.create_index("jobs_received_at_idx", "jobs", ["received_at"])
-    op.create_index(
-        "shards_parent_id_idx", "shards", ["parent_id"], postgresql_where=sa.text("parent_id IS NOT NULL")
-    )
+    op.create_index("shards_parent_id_idx", "shards", ["parent_id"], postgresql_where=sa.text("parent_id IS NOT NULL"))
     op.create_index("schedule_runs_job_id_idx", "schedule_runs", ["job_id"])
     op.create_table(
         "chores",
@@ -116,7 +115,7 @@ def downgrade() -> None:
     op.drop_index("jobs_received_at_idx", "jobs")
 
     op.drop_index("shards_alone_idx", "shards")
-    for column in ("deaths", "loading", "alone"):
+    for column in ("load_deaths", "deaths", "loading", "alone"):
         op.drop_column("shards", column)
 
     op.drop_index("jobs_expires_at_idx", "jobs")
