@@ -24,7 +24,7 @@ from contracts.inputs import check_input
 from contracts.models import ModelSpec
 from contracts.states import Priority
 from producer.lines import Entry, check_custom_id, digits, too_long
-from storage import budgets, endpoints, inputs, jobs, models, sealing
+from storage import budgets, endpoints, inputs, jobs, models, oldjobs, sealing
 from storage.database import Database
 from storage.inputs import Line
 from storage.jobs import Listener
@@ -190,13 +190,19 @@ def submit(database: Database, submission: Submission, source: Iterable[Line]) -
         )
     try:
         _receive(database, job_id, source, content)
-        return _seal(database, submission, job_id, target_id, content)
+        accepted = _seal(database, submission, job_id, target_id, content)
     except BaseException:
         # Whatever ended it, the caller's own generator included: what was received must not count. Where even this
         # fails, the job never leaves `receiving`, and maintenance removes it.
-        with suppress(BatchmillError), database.transaction() as connection:
-            jobs.discard(connection, job_id)
+        with suppress(BatchmillError):
+            with database.transaction() as connection:
+                discarded = jobs.discard(connection, job_id)
+            if discarded:
+                oldjobs.delete_items(database, job_id)
         raise
+    if accepted.job_id != job_id:
+        oldjobs.delete_items(database, job_id)
+    return accepted
 
 
 def _listener(connection: Connection, submission: Submission) -> Listener | None:

@@ -2,8 +2,7 @@
 
 import logging
 import socket
-
-from contracts.errors import DatabaseUnavailable
+import threading
 
 log = logging.getLogger(__name__)
 
@@ -11,15 +10,19 @@ log = logging.getLogger(__name__)
 def release_leases(database_url: str, pid: int) -> None:
     """Give back at once what a process of this host held that is known to have ended; its death counts.
 
-    Where Postgres does not answer, the leases expire by themselves.
+    It does not hold the supervisor up. Where Postgres does not answer, the leases expire by themselves.
     """
+    threading.Thread(target=_release, args=(database_url, pid), daemon=True).start()
+
+
+def _release(database_url: str, pid: int) -> None:
     from storage.database import Database  # here: a supervisor whose workers live has no use for it
     from storage.rescue import rescue
 
     try:
-        with Database(database_url, pool_size=1) as database:
+        with Database(database_url, pool_size=1, transaction_seconds=30.0) as database:
             released = rescue(database, f"{socket.gethostname()}:{pid}")
-    except DatabaseUnavailable as error:
+    except Exception as error:  # whatever it is, the stack goes on
         log.warning("the leases of process %d are left to expire: %s", pid, error)
     else:
         if released:

@@ -76,8 +76,13 @@ class Child:
         self.born = time.monotonic()
         with self.log.open("ab") as log:
             self._popen = spawn(program, log.fileno())
-        identity = Identity.of(self._popen.pid)
-        write_whole(layout.run / f"{program.name}.pid", _Record(identity=identity, stop_signal=program.stop_signal))
+        try:
+            record = _Record(identity=Identity.of(self._popen.pid), stop_signal=program.stop_signal)
+            write_whole(layout.run / f"{program.name}.pid", record)
+        except OSError:  # a full disk: whoever nobody could find again must not run
+            self._popen.kill()
+            self._popen.wait()
+            raise
 
     @property
     def pid(self) -> int:

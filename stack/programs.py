@@ -63,7 +63,7 @@ def worker_and_beat(settings: Settings, addresses: StackAddresses) -> Sequence[P
             command=(sys.executable, "-m", "worker"),
             environment={**common, _READY: str(ready)},
             folder=layout.home,
-            stop_seconds=24.0,
+            stop_seconds=20.0,
             before=lambda: ready.unlink(missing_ok=True),
             after=lambda pid: release_leases(addresses.database_url, pid),
         ),

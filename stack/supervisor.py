@@ -170,7 +170,10 @@ class Supervisor:
             broker_url=addresses.broker_url,
             children=[watch.state for watch in self._watches],
         )
-        write_whole(self._layout.state_file, state)
+        try:
+            write_whole(self._layout.state_file, state)
+        except OSError as error:  # a full disk, which may well be why a child ended
+            log.warning("%s is out of date: %s", self._layout.state_file, error)
 
 
 def supervise(

@@ -14,6 +14,8 @@ from storage.shards import Lease
 
 STARVING = timedelta(seconds=30)
 """A job not served for so long goes before jobs whose model happens to be in memory."""
+WINDOW = 500
+"""Jobs that are looked at first: what a claim costs does not grow with the number of jobs that wait."""
 ALONE_PATIENCE = timedelta(seconds=2)
 """How long a shard that must run alone waits for a process to become idle before processes make themselves idle."""
 
@@ -45,10 +47,11 @@ _CLAIMABLE = """
 _ALONE = f"EXISTS (SELECT FROM shards WHERE shards.job_id = jobs.id AND shards.alone AND {_CLAIMABLE})"
 
 _PICK_JOB = text(f"""
-    SELECT jobs.id, jobs.priority, jobs.target_id, models.id AS model_id FROM jobs
+    SELECT jobs.id, jobs.priority, jobs.target_id, models.id AS model_id
+    FROM (SELECT * FROM jobs WHERE pool = :pool AND {_OPEN} AND priority <= :lowest
+          ORDER BY priority, service LIMIT :most) AS jobs
     JOIN targets ON targets.id = jobs.target_id JOIN models ON models.id = targets.model_id
-    WHERE jobs.pool = :pool AND {_OPEN} AND jobs.priority <= :lowest
-      AND (models.id = ANY(:loaded) OR models.memory_bytes <= :free OR models.memory_bytes > :total)
+    WHERE (models.id = ANY(:loaded) OR models.memory_bytes <= :free OR models.memory_bytes > :total)
       AND EXISTS (SELECT FROM shards WHERE shards.job_id = jobs.id AND (:idle OR NOT shards.alone) AND {_CLAIMABLE})
     ORDER BY jobs.priority,
              NOT (:idle AND {_ALONE}),
@@ -59,13 +62,15 @@ _PICK_JOB = text(f"""
 
 _TAKE_SHARD = text(f"""
     UPDATE shards SET state = 'leased', token = gen_random_uuid(), attempt = attempt + 1, worker = :worker,
-                      lease_expires_at = now() + :lease, not_before = NULL, loading = :loading
+                      lease_expires_at = clock_timestamp() + :lease, not_before = NULL, loading = :loading
     WHERE id = (SELECT shards.id FROM shards JOIN jobs ON jobs.id = shards.job_id
                 WHERE shards.job_id = :job_id AND (:idle OR NOT shards.alone) AND {_CLAIMABLE}
                 ORDER BY shards.alone DESC, shards.ordinal LIMIT 1 FOR UPDATE OF shards SKIP LOCKED)
     RETURNING id, token, attempt, alone, loading, input_ids, estimated_tokens
 """)
 
+# Someone may stand still with the lock of the very job that is the most urgent.
+_PATIENCE = text("SET LOCAL lock_timeout = '2s'")
 _CHARGE_JOB = text("""
     UPDATE jobs SET state = 'running', started_at = coalesce(started_at, now()), served_at = now(),
                     service = service + :tokens
@@ -100,13 +105,17 @@ def claim(
         lease: How long the shard is held without a heartbeat.
         lowest: The least urgent class to take.
         capacity: What the process could serve.
+
+    Raises:
+        DatabaseUnavailable: By the transaction: the job to serve is locked for longer than a moment.
     """
     wanted = _wanted(pool, lowest, capacity or Capacity())
+    connection.execute(_PATIENCE)
     if not wanted["idle"]:
         waits = connection.execute(_ALONE_WAITS, {"pool": pool, "patience": ALONE_PATIENCE}).scalar_one()
         if waits is not None:
             wanted["lowest"] = min(wanted["lowest"], waits - 1)
-    while (job := connection.execute(_PICK_JOB, wanted).first()) is not None:
+    while (job := _pick(connection, wanted)) is not None:
         # Someone may take the job's last shard, or end the job, before its lock is ours: then the next job is
         # looked for, without that lock, as whoever holds several can wait for one who waits for him.
         with connection.begin_nested() as attempt:
@@ -119,7 +128,16 @@ def claim(
 
 def could_claim(connection: Connection, *, pool: str, capacity: Capacity) -> bool:
     """Whether `claim` would find a shard for such a process now."""
-    return connection.execute(_PICK_JOB, _wanted(pool, Priority.BULK, capacity)).first() is not None
+    return _pick(connection, _wanted(pool, Priority.BULK, capacity)) is not None
+
+
+def _pick(connection: Connection, wanted: Mapping[str, Any]) -> Row[Any] | None:
+    """The job to serve: among those served least, or where all of their shards are taken, among all."""
+    for most in (WINDOW, None):
+        job = connection.execute(_PICK_JOB, {**wanted, "most": most}).first()
+        if job is not None:
+            return job
+    return None
 
 
 def _wanted(pool: str, lowest: Priority, capacity: Capacity) -> dict[str, Any]:

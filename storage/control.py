@@ -30,7 +30,7 @@ _CANCEL_SHARDS = text("""
 """).bindparams(_IDS)
 _DUE = text("""
     SELECT id FROM jobs WHERE state IN ('queued', 'running', 'paused') AND expires_at <= now()
-    ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
+    ORDER BY id LIMIT :most FOR NO KEY UPDATE SKIP LOCKED
 """)
 _PAUSE = text("UPDATE jobs SET state = 'paused' WHERE id = :id AND state IN ('queued', 'running') RETURNING id")
 _TRIP = text("""
@@ -71,12 +71,12 @@ def cancel(connection: Connection, job_id: UUID) -> bool:
     return bool(_end(connection, [job_id], JobState.CANCELLED))
 
 
-def expire_due(connection: Connection) -> list[UUID]:
-    """queued, running, paused -> expired, for every job whose time is over; which these were.
+def expire_due(connection: Connection, most: int = 100) -> list[UUID]:
+    """queued, running, paused -> expired, for so many jobs at most whose time is over; which these were.
 
     A job that is changed at this moment is left to the next call.
     """
-    due = list(connection.execute(_DUE).scalars())
+    due = list(connection.execute(_DUE, {"most": most}).scalars())
     return _end(connection, due, JobState.EXPIRED) if due else []
 
 

@@ -10,9 +10,10 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from contracts.errors import ConfigurationError, DatabaseUnavailable
 
-_AWAY = ("08", "25P03", "25P04", "53", "57P")
-"""SQLSTATEs, or how they begin: the connection is broken; it was cut for a transaction that took too long; memory, disk
-or connections are used up; the server shuts down."""
+_AWAY = ("08", "25006", "25P03", "25P04", "40", "53", "55P03", "57P", "57014")
+"""SQLSTATEs, or how they begin, after which trying again can help: the connection is broken, or leads to a standby; a
+transaction took too long, met another, or waited for a lock; memory, disk or connections are used up; the server shuts
+down; a statement was cancelled."""
 _KEEPALIVE = {"keepalives_idle": 5, "keepalives_interval": 3, "keepalives_count": 3, "tcp_user_timeout": 15_000}
 """A server that a network swallowed is noticed within 15 seconds, and not in the two hours that a kernel takes."""
 IDLE_SECONDS = 60.0

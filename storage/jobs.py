@@ -175,13 +175,12 @@ def claim_key(connection: Connection, job_id: UUID, idempotency_key: str, conten
 
 
 def discard(connection: Connection, job_id: UUID) -> bool:
-    """Remove a job that is still being received, with its lines; whether it was there."""
-    gone = connection.execute(
-        text("DELETE FROM jobs WHERE id = :id AND state = 'receiving' RETURNING id"), {"id": job_id}
-    ).first()
-    if gone is not None:
-        connection.execute(text("DELETE FROM items WHERE job_id = :id"), {"id": job_id})
-    return gone is not None
+    """Remove a job that is still being received; whether it was there.
+
+    Its lines, of which there may be many, belong to no job then: `oldjobs.delete_items` removes them, or a purge.
+    """
+    statement = text("DELETE FROM jobs WHERE id = :id AND state = 'receiving' RETURNING id")
+    return connection.execute(statement, {"id": job_id}).first() is not None
 
 
 def discard_abandoned(connection: Connection, older_than: timedelta) -> list[UUID]:

@@ -79,7 +79,12 @@ def delete_orphans(database: Database) -> int:
     """Remove items whose job is gone, in small transactions; how many."""
     with database.transaction() as connection:
         orphans: list[UUID] = list(connection.execute(_ORPHANS).scalars())
-    return sum(_delete_slice(database, job_id, start) for job_id in orphans for start in _starts(database, job_id))
+    return sum(delete_items(database, job_id) for job_id in orphans)
+
+
+def delete_items(database: Database, job_id: UUID) -> int:
+    """Remove the items of a job that is gone, in small transactions; how many."""
+    return sum(_delete_slice(database, job_id, start) for start in _starts(database, job_id))
 
 
 def _starts(database: Database, job_id: UUID) -> Iterator[int]:

@@ -42,6 +42,13 @@ _BURY = text(f"""
     WHERE id = :id AND alone AND {_DEAD}
     RETURNING id, job_id, ordinal, deaths, load_deaths, loading, input_ids
 """)
+# Whoever computed anything by the model lately has loaded it: then the deaths had another cause.
+_LOADS = text("""
+    SELECT EXISTS (
+        SELECT FROM jobs JOIN targets ON targets.id = jobs.target_id JOIN shards ON shards.job_id = jobs.id
+        WHERE targets.model_id = (SELECT model_id FROM targets WHERE id = :target_id)
+          AND shards.state = 'done' AND shards.finished_at > now() - interval '1 hour')
+""")
 _CLOSE = text("""
     UPDATE shards SET state = :state, finished_at = now(), not_before = NULL WHERE id = :id AND state = 'queued'
 """)
@@ -78,7 +85,7 @@ def _judge(connection: Connection, shard: Row[Any]) -> None:
     """Decide what becomes of a shard whose worker died while it ran alone; it is queued again by now."""
     target_id = jobs.target_id(connection, shard.job_id)
     if shard.loading:
-        if shard.load_deaths >= LIVES:
+        if shard.load_deaths >= LIVES and not connection.execute(_LOADS, {"target_id": target_id}).scalar_one():
             reason = f"{shard.load_deaths} worker processes died while they loaded the model: is there memory for it?"
             control.fail(connection, shard.job_id, ModelLoadFailed.code, reason)
         return

@@ -41,7 +41,7 @@ def renew(connection: Connection, tokens: Sequence[UUID], lease: timedelta) -> s
     """Heartbeat: extend leases; the tokens that are still valid."""
     rows = connection.execute(
         text("""
-            UPDATE shards SET lease_expires_at = now() + :lease
+            UPDATE shards SET lease_expires_at = clock_timestamp() + :lease
             WHERE id IN (SELECT id FROM shards WHERE token = ANY(:tokens) AND state = 'leased'
                          ORDER BY id FOR NO KEY UPDATE)
             RETURNING token
@@ -103,7 +103,8 @@ def release(connection: Connection, tokens: Sequence[UUID], rest: timedelta | No
     return connection.execute(
         text("""
             UPDATE shards SET state = 'queued', token = NULL, lease_expires_at = NULL,
-                              not_before = now() + CAST(:rest AS interval),
+                              not_before = now() + coalesce(CAST(:rest AS interval),
+                                                            CASE WHEN alone THEN interval '0' END),
                               attempt = CASE WHEN CAST(:rest AS interval) IS NULL THEN attempt - 1 ELSE attempt END
             WHERE id IN (SELECT id FROM shards WHERE token = ANY(:tokens) AND state = 'leased'
                          ORDER BY id FOR NO KEY UPDATE)

@@ -199,6 +199,7 @@ shards = Table(
     Index("shards_claimable_idx", "job_id", "ordinal", postgresql_where=text("state = 'queued'")),
     Index("shards_leased_idx", "lease_expires_at", postgresql_where=text("state = 'leased'")),
     Index("shards_job_id_idx", "job_id"),
+    Index("shards_split_idx", "job_id", postgresql_where=text("state = 'split'")),
     Index("shards_alone_idx", "job_id", postgresql_where=text("state = 'queued' AND alone")),
     Index("shards_parent_id_idx", "parent_id", postgresql_where=text("parent_id IS NOT NULL")),
 )

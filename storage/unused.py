@@ -102,6 +102,14 @@ class Arrivals:
         """Every item added before it was seen."""
         self._lines: dict[UUID, int] = {}
 
+    @classmethod
+    def begin(cls, connection: Connection) -> "Arrivals":
+        """From now on; what jobs that are being received hold already, the pass sees."""
+        arrivals = cls(_now(connection))
+        rows = connection.execute(text("SELECT id, items AS lines FROM jobs WHERE state = 'receiving'"))
+        arrivals._lines = {row.id: row.lines for row in rows}
+        return arrivals
+
     def look(self, connection: Connection) -> Ids:
         """Those since the last look."""
         known = {"jobs": list(self._lines), "lines": list(self._lines.values())}
@@ -174,7 +182,7 @@ def _delete(database: Database, age: timedelta, query: str, statement: TextClaus
         with database.transaction() as connection:
             if not connection.execute(_ANY_OLD, {"age": age}).scalar():
                 return deleted  # inputs are numbered as they come: none is older than the first
-        arrivals = Arrivals(_alone(database, _now))
+        arrivals = _alone(database, Arrivals.begin)
         with database.transaction() as connection:
             _plan(connection)
             candidates = Candidates(*map(_ids, fetch_binary(connection, query, {"age": age, "most": PASS})))

@@ -41,8 +41,6 @@ def build(settings: Settings, database: Database, hardware: Hardware, departure:
             return
         try:
             maintenance.tick(settings, database, tickets)
-        except UnavailableError as error:
-            log.warning("tick: %s", error)
         finally:
             ticking.release()
 

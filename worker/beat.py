@@ -22,8 +22,8 @@ def run(settings: Settings) -> None:
         "tick": {
             "task": TICK,
             "schedule": settings.tick_seconds,
-            # Ticks that pile up while no worker runs are worth one. Hosts' clocks may differ, so not too soon.
-            "options": {"queue": TICK_QUEUE, "expires": 600},
+            # Ticks that pile up while no worker runs are worth one. Hosts' clocks may differ by far, so not too soon.
+            "options": {"queue": TICK_QUEUE, "expires": 3600},
         }
     }
     # The clock is in memory: what is due, the database says.

@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import CancelledError
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -103,7 +104,9 @@ def _attempt(
             if seconds > PATIENCE:
                 break
         return _Trial(fastest)
-    except (RuntimeError, MemoryError) as error:  # torch's own for a full memory is a RuntimeError
+    except CancelledError:  # the process ends
+        raise
+    except Exception as error:  # whatever an engine raises
         reason = (str(error).strip().splitlines() or ["no reason given"])[0]
         trial = _Trial(None, f"{type(error).__name__}: {reason}", engine.ran_out_of_memory(error))
     # Not sooner: an exception that is being handled keeps the tensors of the pass alive.

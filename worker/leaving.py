@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 log = logging.getLogger(__name__)
 
-SECONDS = 22.0
+SECONDS = 16.0
 """A process that was asked to end is gone after so long, whatever it is busy with; others expect 30."""
-LAST_SECONDS = 4.0
+LAST_SECONDS = 3.0
 """What it then takes at most to give back what it holds."""
 CUT_OFF = 75
 """The exit code of a worker that ends itself so that another takes over: EX_TEMPFAIL of sysexits.h."""

@@ -1,10 +1,12 @@
 """What a tick does: leases and jobs expire, dead submissions are removed, a purge begins, tickets are topped up."""
 
 import logging
+from collections.abc import Callable
 from datetime import timedelta
 
+from contracts.errors import BatchmillError
 from contracts.settings import Settings
-from storage import claims, control, jobs, rescue
+from storage import claims, control, jobs, oldjobs, rescue
 from storage.broker import Tickets
 from storage.database import Database
 from worker.purging import purge_when_due
@@ -15,19 +17,20 @@ log = logging.getLogger(__name__)
 def tick(settings: Settings, database: Database, tickets: Tickets) -> None:
     """Carry out what is due; any number of ticks, from any number of workers at once, is harmless.
 
-    Raises:
-        UnavailableError: The database or the broker does not answer; the next tick tries again.
+    What cannot be done now is logged and left to the next tick, and holds up nothing else.
     """
-    if rescued := rescue.rescue(database):
-        log.warning("%d leases expired: their workers are dead, or cut off", len(rescued))
-    with database.transaction() as connection:
-        for job_id in control.expire_due(connection):
-            log.warning("job %s expired: it was not done in its time", job_id)
-    with database.transaction() as connection:
-        for job_id in jobs.discard_abandoned(connection, timedelta(seconds=settings.abandon_seconds)):
-            log.warning("job %s was removed: its client stopped sending", job_id)
-    purge_when_due(settings, database)
-    top_up(settings, database, tickets)
+    steps: tuple[Callable[[], object], ...] = (
+        lambda: top_up(settings, database, tickets),
+        lambda: free_leases(database),
+        lambda: expire_jobs(database),
+        lambda: remove_abandoned(settings, database),
+        lambda: purge_when_due(settings, database),
+    )
+    for step in steps:
+        try:
+            step()
+        except BatchmillError as error:
+            log.warning("tick: %s", error)
 
 
 def top_up(settings: Settings, database: Database, tickets: Tickets) -> None:
@@ -41,3 +44,40 @@ def top_up(settings: Settings, database: Database, tickets: Tickets) -> None:
     for pool, count in claimable.items():
         if published := tickets.top_up(pool, count, settings.ticket_window):
             log.info("%d tickets for pool %s", published, pool)
+
+
+def free_leases(database: Database) -> None:
+    """Let expired leases go back to the queue.
+
+    Raises:
+        DatabaseUnavailable: Postgres does not answer.
+    """
+    if rescued := rescue.rescue(database):
+        log.warning("%d leases expired: their workers are dead, or cut off", len(rescued))
+
+
+def expire_jobs(database: Database) -> None:
+    """End jobs whose time is over, one a transaction, as each may have many shards.
+
+    Raises:
+        DatabaseUnavailable: Postgres does not answer.
+    """
+    expired = True
+    while expired:
+        with database.transaction() as connection:
+            expired = bool(ended := control.expire_due(connection, most=1))
+        for job_id in ended:
+            log.warning("job %s expired: it was not done in its time", job_id)
+
+
+def remove_abandoned(settings: Settings, database: Database) -> None:
+    """Remove what clients sent that died before they were done.
+
+    Raises:
+        DatabaseUnavailable: Postgres does not answer.
+    """
+    with database.transaction() as connection:
+        abandoned = jobs.discard_abandoned(connection, timedelta(seconds=settings.abandon_seconds))
+    for job_id in abandoned:
+        log.warning("job %s was removed: its client stopped sending", job_id)
+        oldjobs.delete_items(database, job_id)

@@ -80,6 +80,7 @@ class Persister:
                 log.warning("what was computed last is given up: %s", error)
                 return
             self._settle(pending)
+            del first, pending  # or the model that computed them would stay in memory until others come
             if not more:
                 return
 

@@ -26,6 +26,7 @@ from contracts.errors import (
     BatchmillError,
     BrokerUnavailable,
     DatabaseUnavailable,
+    JobNotFound,
     LeaseLost,
     ModelError,
     UnavailableError,
@@ -205,7 +206,7 @@ class WorkerProcess:
                         raise LeaseLost(f"shard {shard.lease.shard_id} was taken away: its job ended, or its lease did")
                 elif shards.close(connection, shard.lease, shard.outcome()):
                     log.info("job %s succeeded", shard.lease.job_id)
-        except LeaseLost as error:  # or it was closed, and the answer was lost
+        except (LeaseLost, JobNotFound) as error:  # or it was closed, and the answer was lost
             log.warning("%s; its results stay", error)
 
     def _fail(self, lease: Lease, error: BatchmillError) -> None:

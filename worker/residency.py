@@ -24,6 +24,8 @@ class Resident:
     """As estimated until it is loaded, then as measured."""
     pins: int = 0
     loaded: tuple[Engine, Budget] | None = None
+    failure: Exception | None = None
+    """Why it could not be loaded: who waited for it hears of that, and does not try again."""
     loading: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -75,8 +77,14 @@ class ModelCache:
             ArtifactError: Its files cannot be had.
         """
         with resident.loading:
+            if resident.failure is not None:
+                raise resident.failure
             if resident.loaded is None:
-                engine, budget = self._load(resident.model)
+                try:
+                    engine, budget = self._load(resident.model)
+                except Exception as error:
+                    resident.failure = error
+                    raise
                 resident.loaded = engine, budget
                 with self._lock:
                     resident.bytes = engine.memory_bytes
@@ -86,8 +94,9 @@ class ModelCache:
         """Let a model leave when its room is needed; one that could not be loaded leaves at once."""
         with self._lock:
             resident.pins -= 1
-            if resident.pins == 0 and resident.loaded is None:
-                self._residents.pop(resident.model.id, None)
+            useless = resident.failure is not None or (resident.pins == 0 and resident.loaded is None)
+            if useless and self._residents.get(resident.model.id) is resident:
+                del self._residents[resident.model.id]
 
     def _make_room(self, model: ModelSpec) -> None:
         if model.memory_bytes > self.limit:

@@ -87,6 +87,7 @@ def upgrade() -> None:
     op.add_column("shards", sa.Column("loading", sa.Boolean(), server_default=sa.text("false"), nullable=False))
     op.add_column("shards", sa.Column("deaths", sa.SmallInteger(), server_default=sa.text("0"), nullable=False))
     op.add_column("shards", sa.Column("load_deaths", sa.SmallInteger(), server_default=sa.text("0"), nullable=False))
+    op.create_index("shards_split_idx", "shards", ["job_id"], postgresql_where=sa.text("state = 'split'"))
     op.create_index("shards_alone_idx", "shards", ["job_id"], postgresql_where=sa.text("state = 'queued' AND alone"))
 
     op.create_index("jobs_received_at_idx", "jobs", ["received_at"])
@@ -115,6 +116,7 @@ def downgrade() -> None:
     op.drop_index("jobs_received_at_idx", "jobs")
 
     op.drop_index("shards_alone_idx", "shards")
+    op.drop_index("shards_split_idx", "shards")
     for column in ("load_deaths", "deaths", "loading", "alone"):
         op.drop_column("shards", column)
 

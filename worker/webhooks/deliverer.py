@@ -131,7 +131,7 @@ class Deliverer:
             log.warning("what was in flight is due again within %s: %s", self._hold, error)
 
     async def _turn(self, *, claiming: bool, late: Sequence[Claim] = ()) -> list[Claim]:
-        """Write down what ended, give back what is late, and claim what fits, in one transaction."""
+        """Write down what ended, give back what is late, and claim what fits."""
         outcomes, self._outcomes = self._outcomes, []
         gone, self._gone = self._gone, set()
         free, room = self._lanes.free, self._lanes.room if claiming else 0
@@ -141,6 +141,8 @@ class Deliverer:
             with self._database.transaction() as connection:
                 deliveries.finish(connection, outcomes)
                 deliveries.release(connection, late)
+            # By itself: it takes endpoints and all that is pending of them, in whatever order others hold these.
+            with self._database.transaction() as connection:
                 for endpoint_id in sorted(gone):
                     if endpoints.disable(connection, endpoint_id, "it answered 410 Gone"):
                         log.warning("webhook endpoint %d is disabled: it answered 410 Gone", endpoint_id)
