@@ -2,7 +2,7 @@
 # make test   the whole suite, on servers that it starts by itself
 # make check  format, lint, types, layers, schema
 # make bench  the figures of docs/benchmarks.md
-# make soak   the long run of the fault suite, an hour or so; SOAK='--part workers --scale 0.1' for less of it
+# make soak   the long run of the fault suite, less than an hour; SOAK='--part workers --scale 0.1' for less of it
 
 PYTHON ?= python3
 VENV := .venv

@@ -6,7 +6,7 @@ import sys
 from contracts.errors import BatchmillError, ConfigurationError
 from contracts.settings import load_settings
 from stack.layout import Layout
-from stack.programs import worker_and_beat
+from stack.programs import programs_of
 from stack.supervisor import supervise
 
 
@@ -28,7 +28,7 @@ def main() -> int:
             raise ConfigurationError("BATCHMILL_DATABASE_URL is set: those servers are not this stack's to run")
         supervise(
             Layout.of(settings.home),
-            lambda addresses: worker_and_beat(settings, addresses),
+            lambda addresses: programs_of(settings, addresses),
             upgrade_schema,
             detach="--detach" in sys.argv[1:],
         )

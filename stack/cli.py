@@ -53,7 +53,7 @@ def up(
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Leave it running and return.")] = False,
     json: Json = False,
 ) -> None:
-    """Run the embedded servers, a worker and beat, until Ctrl-C."""
+    """Run the embedded servers, a worker, beat and the deliverer of webhooks, until Ctrl-C."""
     from stack import embedded
     from stack.layout import Layout
 
@@ -70,7 +70,7 @@ def up(
 
 @app.command(rich_help_panel=SERVERS)
 def down() -> None:
-    """End the embedded servers, the worker and beat; what they hold stays on the disk."""
+    """End the embedded servers and what runs on them; what they hold stays on the disk."""
     from stack import embedded
 
     settings = _settings()
@@ -200,7 +200,7 @@ def _started(settings: "Settings") -> "StackAddresses":
 def _run_stack(settings: "Settings", *, json: bool) -> None:
     from stack.__main__ import upgrade_schema
     from stack.layout import Layout
-    from stack.programs import worker_and_beat
+    from stack.programs import programs_of
     from stack.supervisor import supervise
 
     layout = Layout.of(settings.home).prepare()
@@ -215,7 +215,7 @@ def _run_stack(settings: "Settings", *, json: bool) -> None:
     def programs(addresses: "StackAddresses") -> Sequence["Program"]:
         _show_addresses(addresses, json=json)
         say(f"logs are under {layout.logs}; Ctrl-C ends everything")
-        return worker_and_beat(settings, addresses)
+        return programs_of(settings, addresses)
 
     supervise(layout, programs, upgrade_schema, detach=False)
 

@@ -41,7 +41,7 @@ def _spelled(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def worker_and_beat(settings: Settings, addresses: StackAddresses) -> Sequence[Program]:
+def programs_of(settings: Settings, addresses: StackAddresses) -> Sequence[Program]:
     """What runs on the servers, in the order in which to start it."""
     # Here: whoever only looks at a stack that runs has no use for a database's client.
     from storage import roles

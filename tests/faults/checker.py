@@ -3,6 +3,7 @@
 A check returns what violates its invariant; none is the answer that is hoped for.
 """
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -329,8 +330,6 @@ def repetitions(evidence: Evidence) -> Iterator[Violation]:
 
 def shared(evidence: Evidence) -> list[bytes]:
     """The digests, as engines see them, of inputs that more than one job holds, or held."""
-    import hashlib
-
     counts: Counter[int] = Counter()
     for plan in (*evidence.plans.values(), *evidence.forgotten):
         counts.update(range(plan.first, plan.first + plan.count))

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from contracts.settings import Settings, load_settings
-from stack.programs import BEAT, WEBHOOKS, WORKER, environment, worker_and_beat
+from stack.programs import BEAT, WEBHOOKS, WORKER, environment, programs_of
 from stack.state import StackAddresses
 
 
@@ -26,7 +26,7 @@ def test_children_read_the_same_settings_wherever_they_run(tmp_path: Path, monke
 
 def test_the_worker_comes_before_beat_and_is_told_where_everything_is(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path)
-    programs = worker_and_beat(settings, StackAddresses("postgresql:///a", "redis://b"))
+    programs = programs_of(settings, StackAddresses("postgresql:///a", "redis://b"))
     assert [program.name for program in programs] == [WORKER, BEAT, WEBHOOKS]
     for program in programs:
         role = "batchmill_webhooks" if program.name == WEBHOOKS else "batchmill_worker"
