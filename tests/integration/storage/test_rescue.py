@@ -129,6 +129,17 @@ class TestAlone:
         alone = claimed(database)
         assert (alone.shard_id, alone.alone) == (normal, True)
 
+    def test_one_that_is_given_back_is_waited_for_like_any_other(self, database: Database, target_id: int) -> None:
+        many(database, target_id, 2)
+        dies(database, claimed(database))
+        given_back = claimed(database)
+        assert given_back.alone
+        with database.transaction() as connection:
+            shards.release(connection, [given_back.token])
+        execute(database, "UPDATE shards SET not_before = not_before - :age WHERE alone", age=ALONE_PATIENCE * 2)
+        assert claim(database, capacity=BUSY) is None
+        assert claimed(database).shard_id == given_back.shard_id
+
     def test_who_survives_alone_is_not_counted_against(self, database: Database, target_id: int) -> None:
         job_id = many(database, target_id, 2)
         dies(database, claimed(database), claimed(database))
@@ -183,6 +194,16 @@ class TestKillers:
         assert {error.code for error in errors} == {"worker_lost"}
         assert deaths <= 2 + 2 * 3 + 2 * 3  # once in company, once alone at each size, and the last three
         assert PARTS**3 > 700
+
+    def test_a_model_that_somebody_could_load_is_not_to_blame(self, database: Database, target_id: int) -> None:
+        submit(database, target_id, ["of another job"])
+        finish(database, claimed(database))
+        job_id = submit(database, target_id, LETTERS)
+        for _ in range(6):
+            dies(database, claimed(database))
+        assert info(database, job_id).state is JobState.RUNNING
+        finish(database, loaded(database, claimed(database)))
+        assert info(database, job_id).state is JobState.SUCCEEDED
 
     def test_deaths_while_loading_fail_the_job_and_split_nothing(self, database: Database, target_id: int) -> None:
         job_id = submit(database, target_id, LETTERS)

@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import text
 
-from contracts.errors import ItemFailed, LeaseLost
+from contracts.errors import DatabaseUnavailable, ItemFailed, LeaseLost
 from contracts.jobs import JobCounts
 from contracts.states import JobState, Priority
 from storage import claims, control, jobs, shards
@@ -220,6 +220,14 @@ class TestClaim:
                 else:
                     connection.execute(text("UPDATE jobs SET state = 'paused' WHERE id = :id"), {"id": first})
             assert late.result(10).job_id == second
+
+    def test_nobody_waits_for_long_for_a_job_that_is_locked(self, database: Database, target_id: int) -> None:
+        job_id = submit(database, target_id, "abc")
+        with database.transaction() as connection:
+            jobs.lock(connection, job_id)
+            with pytest.raises(DatabaseUnavailable, match="lock timeout"):
+                claim(database)
+        assert claimed(database).job_id == job_id
 
 
 class TestLease:

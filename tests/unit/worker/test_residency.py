@@ -151,3 +151,27 @@ def test_a_model_that_cannot_be_loaded_leaves(loader: Loader) -> None:
     broken = False
     use(cache, spec(1))
     assert cache.capacity(idle=True).loaded == [1]
+
+
+def test_who_waits_for_a_model_that_cannot_be_loaded_does_not_try_again() -> None:
+    loads, entered, go_on = [], threading.Event(), threading.Event()
+
+    def fail(model: ModelSpec) -> tuple[Engine, Budget]:
+        loads.append(model.id)
+        entered.set()
+        go_on.wait(10)
+        raise ModelLoadFailed("no such layer")
+
+    cache = ModelCache(LIMIT, fail)
+    residents = [cache.pin(spec(1)) for _ in range(3)]
+    with ThreadPoolExecutor(3) as slots:
+        waiting = [slots.submit(cache.load, resident) for resident in residents]
+        entered.wait(10)
+        go_on.set()
+        for one in waiting:
+            with pytest.raises(ModelLoadFailed, match="no such layer"):
+                one.result(10)
+    for resident in residents:
+        cache.unpin(resident)
+    assert loads == [1]
+    assert cache.pin(spec(1)) is not residents[0]  # whoever comes later tries anew
