@@ -19,8 +19,8 @@ from tests.faults.evidence import Evidence
 from tests.faults.repeats import repeats
 from tests.faults.submitting import Plan
 
-DEADLY = {"kill", *WORKER_POINTS}
-"""The faults that end a worker at once, while it holds what the ledger says."""
+DEADLY = {"kill", "zombie", *WORKER_POINTS}
+"""The faults that cost a worker the leases that the ledger says: it died, or stood still until they ran out."""
 SHOWN = 5
 """Rows that a violation carries along."""
 CHUNK = 5000
@@ -213,12 +213,18 @@ def answers(evidence: Evidence) -> Iterator[Violation]:
 
 
 def struck_alone(evidence: Evidence) -> dict[tuple[Any, int], int]:
-    """How often the suite killed a process that held just this input, of those that ended as `worker_lost`.
+    """How many processes that held just this input the suite killed or froze, of those that ended as `worker_lost`.
 
     Nobody can tell such an input from one that kills: as often as it takes to be held for one, it was computed alone
-    and its process died. In a storm of faults this happens now and then, and is told apart here by the fault ledger.
+    and its lease ran out. In a storm of faults this happens now and then, and is told apart here by the fault ledger.
     """
-    killed = Counter(shard for fault in evidence.faults if fault["fault"] in DEADLY for shard in fault["held"])
+    struck = {
+        (shard, fault.get("process"))
+        for fault in evidence.faults
+        if fault["fault"] in DEADLY
+        for shard in fault["held"]
+    }
+    killed = Counter(shard for shard, _ in struck)
     return {
         (row.job_id, row.input_id): killed[str(row.id)]
         for row in evidence.rows("""

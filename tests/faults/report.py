@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 
-from storage.rescue import LIVES
 from tests.faults import checker, strikes
 from tests.faults.evidence import Evidence
 from tests.faults.inputs import KILLERS_FROM, Kind, kind
@@ -19,8 +18,14 @@ def judged(evidence: Evidence) -> dict[str, Any]:
     found = repeats(evidence, np.frombuffer(b"".join(checker.shared(evidence)), np.uint64))
     timing = evidence.timing
     took = None if timing.last_terminal is None else round(timing.last_terminal - timing.last_fault, 1)
-    lost = evidence.rows("SELECT count(*) AS n FROM item_errors WHERE code = 'worker_lost'")[0].n
-    innocent = sum(strokes >= LIVES for strokes in checker.struck_alone(evidence).values())
+    lost = {
+        row.kills: row.n
+        for row in evidence.rows(
+            "SELECT starts_with(payload #>> '{}', %s) AS kills, count(*) AS n FROM item_errors "
+            "JOIN inputs ON inputs.id = input_id WHERE code = 'worker_lost' GROUP BY 1",
+            Kind.KILLS,
+        )
+    }
     return {
         "violations": [str(violation) for violation in violations],
         "computed": found.computed,
@@ -33,8 +38,8 @@ def judged(evidence: Evidence) -> dict[str, Any]:
         "webhook_requests": len(evidence.webhooks),
         "webhook_answers": _counts(record["answer"] for record in evidence.webhooks),
         "killer_inputs": sum(len(killers(plan)) for plan in evidence.plans.values()),
-        "killer_inputs_found": lost - innocent,
-        "innocent_inputs_struck_three_times_alone": innocent,
+        "killer_inputs_found": lost.get(True, 0),
+        "innocent_inputs_struck_three_times_alone": lost.get(False, 0),
     }
 
 

@@ -1,8 +1,9 @@
-"""Profiles of Hypothesis: a short one that gives the same on every run, and `HYPOTHESIS_PROFILE=long`."""
+"""Profiles of Hypothesis: a short one, and `HYPOTHESIS_PROFILE=long`; what fails says how to see it fail again."""
 
 import os
 from collections.abc import Iterator
 from contextlib import closing
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -10,11 +11,15 @@ from hypothesis import HealthCheck, settings
 from storage.database import Database
 from tests.properties.ledger import Ledger
 
-_SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
-settings.register_profile(
-    "short", max_examples=100, derandomize=True, database=None, deadline=None, suppress_health_check=_SLOW
-)
-settings.register_profile("long", max_examples=10_000, deadline=None, print_blob=True, suppress_health_check=_SLOW)
+_COMMON: dict[str, Any] = {
+    "deadline": None,
+    "database": None,
+    "print_blob": True,
+    "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large],
+}
+# Not derandomized: the one seed that a state machine gets by that may happen to go nowhere.
+settings.register_profile("short", max_examples=100, **_COMMON)
+settings.register_profile("long", max_examples=10_000, **_COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))
 
 

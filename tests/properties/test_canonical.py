@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import OrderedDict
 from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -17,16 +18,17 @@ from contracts.errors import InvalidInput
 
 # Text that Postgres can keep: neither NUL nor half of a surrogate pair.
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
-scalars = (
-    st.none()
-    | st.booleans()
-    | st.integers(MIN_INTEGER, MAX_INTEGER)
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | texts
-)
-documents = st.recursive(
-    scalars, lambda inner: st.lists(inner, max_size=5) | st.dictionaries(texts, inner, max_size=5), max_leaves=25
-)
+exact = st.none() | st.booleans() | st.integers(MIN_INTEGER, MAX_INTEGER) | texts
+scalars = exact | st.floats(allow_nan=False, allow_infinity=False)  # which every encoder writes in its own way
+
+
+def _nested(leaves: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.recursive(
+        leaves, lambda inner: st.lists(inner, max_size=5) | st.dictionaries(texts, inner, max_size=5), max_leaves=25
+    )
+
+
+documents = _nested(scalars)
 
 
 def same(a: Any, b: Any) -> bool:
@@ -90,8 +92,8 @@ def test_the_order_of_keys_is_nothing(value: Any, rng: Any) -> None:
     assert canonicalize(shuffled(value, lambda pairs: rng.sample(pairs, len(pairs)))) == canonicalize(value)
 
 
-@given(documents)
-def test_keys_stand_in_the_order_of_their_bytes_and_nothing_is_padded(value: Any) -> None:
+@given(_nested(exact))
+def test_keys_stand_in_order_and_nothing_is_padded(value: Any) -> None:
     def check(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key.encode() for key, _ in pairs]
         assert keys == sorted(keys)
@@ -99,7 +101,7 @@ def test_keys_stand_in_the_order_of_their_bytes_and_nothing_is_padded(value: Any
 
     data = canonicalize(value)
     whole = json.loads(data, object_pairs_hook=check)
-    assert data == json.dumps(whole, separators=(",", ":"), ensure_ascii=False).encode() or b"e" in data
+    assert data == json.dumps(whole, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 class _Text(str):
@@ -108,7 +110,9 @@ class _Text(str):
 
 refused: st.SearchStrategy[Any] = (
     st.sampled_from([math.nan, math.inf, -math.inf, b"", bytearray(), Decimal(1), _Text("x"), UUID(int=0), object()])
-    | st.sampled_from([datetime(2020, 1, 1, tzinfo=UTC), {1}, frozenset(), 1j, range(3), {1: "a"}, {None: 1}, Ellipsis])
+    | st.sampled_from(
+        [datetime(2020, 1, 1, tzinfo=UTC), {1}, frozenset(), 1j, OrderedDict(a=1), {1: "a"}, {None: 1}, Ellipsis]
+    )
     | st.integers(min_value=MAX_INTEGER + 1)
     | st.integers(max_value=MIN_INTEGER - 1)
     | st.tuples(texts, st.sampled_from(["\0", "\ud800", "\udfff"]), texts).map("".join)
