@@ -97,7 +97,7 @@ def test_a_claim_is_one_of_a_kind_until_it_is_due_again(database: Database) -> N
     add_events(database, number, URL)
     (first,) = claim(database, hold=0)
     (second,) = claim(database)
-    assert (second.id, second.attempt) == (first.id, 2)
+    assert (second.id, second.attempt) == (first.id, 1)  # whose end nobody knows does not count
     assert claim(database) == []
     assert finish(database, first, DeliveryState.DEAD) == 0  # whose time is over
     assert finish(database, second, DeliveryState.PENDING, delay=0) == 1
@@ -106,7 +106,7 @@ def test_a_claim_is_one_of_a_kind_until_it_is_due_again(database: Database) -> N
         assert deliveries.release(connection, [second]) == 0
         assert deliveries.release(connection, [third]) == 1
     (fourth,) = claim(database)
-    assert fourth.attempt == 3
+    assert fourth.attempt == 2
     assert finish(database, fourth, DeliveryState.DELIVERED) == 1
     assert finish(database, fourth, DeliveryState.DEAD) == 0
     assert claim(database) == []
