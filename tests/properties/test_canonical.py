@@ -10,7 +10,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from contracts.canonical import MAX_INTEGER, MIN_INTEGER, canonicalize, digest
@@ -135,6 +135,12 @@ def spoiled(draw: st.DrawFn) -> tuple[Any, str]:
 
 
 @given(spoiled())
+@example((math.inf, "$"))
+@example((math.nan, "$"))
+@example((OrderedDict(a=1), "$"))
+@example((MAX_INTEGER + 1, "$"))
+@example(({"a": ["\0"]}, "$.a[0]"))
+@example(([{"\ud800": 1}], "$[0]"))
 def test_what_is_no_json_is_refused_by_its_place(case: tuple[Any, str]) -> None:
     value, path = case
     with pytest.raises(InvalidInput) as caught:

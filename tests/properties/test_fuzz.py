@@ -28,9 +28,9 @@ from tests.conftest import Mill, wait_until
 from tests.properties import submissions
 from tests.properties.scale import count, say
 
-SUBMISSIONS = count("FUZZ_SUBMISSIONS", 20_000)
+SUBMISSIONS = count("FUZZ_SUBMISSIONS", 10_000)
 SEED = count("FUZZ_SEED", 20_261_122)
-STORED_EVERY = 400
+STORED_EVERY = 300
 """One in so many goes through a database, and is computed."""
 NAMED = {"params": "parameters", "idempotency_key": "idempotency.key", "callback_url": "callback|endpoint|URL"}
 """How a message speaks of an argument, where not by its name."""
