@@ -39,6 +39,8 @@ ALLOWANCE = 10.0
 """Seconds for what the remaining work's own time does not say: processes that start, brokers that are found again."""
 DELIVERY_SECONDS = 60.0
 """How long the last events may take: the schedule, each attempt's time, and a deliverer's death."""
+EVENTS_A_SECOND = 20.0
+"""What a deliverer does at the least on a busy machine."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,7 @@ class Driver:
         world.wait(lambda: self.fed and not world.striking, 120)
         timing = self._settle()
         world.observe()
-        world.wait(lambda: world.undelivered() == 0, DELIVERY_SECONDS)
+        world.wait(lambda: world.undelivered() == 0, DELIVERY_SECONDS + world.undelivered() / EVENTS_A_SECOND)
         world.rest(2 * world.shape.tick)  # whatever is late to change what has ended does so now
         world.on_turn = None
         world.strength = 0
