@@ -129,7 +129,7 @@ _ADD_SHARD = """
 def test_claims_come_in_the_order_of_the_model(database: Database, ledger: Ledger, targets: dict[str, int]) -> None:
     models: dict[str, int] = dict(query(database, "SELECT name, id FROM models"))
 
-    @settings(max_examples=examples(0.6, 0.3))
+    @settings(max_examples=examples(0.6, 0.1))
     @given(jobs_, st.lists(st.tuples(capacities, st.sampled_from([2, 2, 2, 1, 0])), min_size=3, max_size=10))
     def follow(found: list[Job], calls: list[tuple[dict[str, Any], int]]) -> None:
         ledger.empty()
