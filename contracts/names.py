@@ -8,6 +8,8 @@ from contracts.errors import InvalidRequest
 POOL_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 MODEL_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,126}")
 DEFAULT_POOL = "default"
+TICKS = "ticks"
+"""No pool may have this name: its queue would be the one of the ticks."""
 
 
 class Task(StrEnum):
@@ -81,6 +83,8 @@ def check_pool(pool: str) -> str:
     Raises:
         InvalidRequest: It is not.
     """
+    if pool == TICKS:
+        raise InvalidRequest(f"pool {pool!r}: the queue of that name is for ticks; choose another")
     if not POOL_PATTERN.fullmatch(pool):
         raise InvalidRequest(
             f"pool {pool!r}: use up to 63 lower-case letters, digits, '-' and '_', the first a letter or digit"
