@@ -284,3 +284,8 @@ WORKER_LOST = "worker_lost"
 """Of an input whose computation ends the process, each time that it is tried alone."""
 ENGINE_FAULTS = frozenset({"engine_error", "non_finite", "invalid_output", "out_of_memory", WORKER_LOST})
 """Causes that lie with the model or its engine; the others are the input's own."""
+
+
+def describe(error: Exception) -> str:
+    """An error of any library in one line: its type, and the first line of what it says."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"

@@ -8,7 +8,7 @@ from concurrent.futures import CancelledError
 from functools import partial
 from typing import Any, NamedTuple
 
-from contracts.errors import ModelLoadFailed
+from contracts.errors import ModelLoadFailed, describe
 from storage.budgets import Budget
 from worker.engines.base import Engine
 
@@ -107,8 +107,7 @@ def _attempt(
     except CancelledError:  # the process ends
         raise
     except Exception as error:  # whatever an engine raises
-        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
-        trial = _Trial(None, f"{type(error).__name__}: {reason}", engine.ran_out_of_memory(error))
+        trial = _Trial(None, describe(error), engine.ran_out_of_memory(error))
     # Not sooner: an exception that is being handled keeps the tensors of the pass alive.
     if trial.full:
         engine.free_memory()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from contracts.errors import ItemFailed
+from contracts.errors import ItemFailed, describe
 from worker.engines.base import Engine, Output, Row
 from worker.outputs import OutputForm, joined, unfit
 
@@ -115,8 +115,7 @@ def _item_failed(error: Exception, full: bool) -> ItemFailed:
     """What is kept with an item that raised by itself; a new error, as a raised one keeps its pass's tensors alive."""
     if isinstance(error, ItemFailed):
         return ItemFailed(error.item_code, error.message)
-    reason = (str(error).strip().splitlines() or ["no message"])[0]
-    said = f"{type(error).__name__}: {reason}"
+    said = describe(error)
     if full:
         return ItemFailed("out_of_memory", f"it does not fit into memory by itself: {said}")
     return ItemFailed("engine_error", said)

@@ -2,7 +2,7 @@
 
 import logging
 
-from contracts.errors import BatchmillError, ModelLoadFailed
+from contracts.errors import BatchmillError, ModelLoadFailed, describe
 from contracts.models import ModelSpec
 from contracts.params import parse_params
 from contracts.settings import Settings
@@ -43,8 +43,7 @@ class ModelLoader:
         except BatchmillError:
             raise
         except Exception as error:  # whatever a library raises, the job hears of it
-            reason = (str(error).strip().splitlines() or ["no message"])[0]
-            raise ModelLoadFailed(f"{model.reference} cannot be loaded: {type(error).__name__}: {reason}") from error
+            raise ModelLoadFailed(f"{model.reference} cannot be loaded: {describe(error)}") from error
         return engine, self._budget(model, engine)
 
     def lower_ceiling(self, model: ModelSpec, tokens: int) -> None:

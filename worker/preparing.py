@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from contracts.errors import ItemFailed
+from contracts.errors import ItemFailed, describe
 from contracts.models import TargetSpec
 from storage import inputs, results
 from storage.database import Database
@@ -48,9 +48,8 @@ def prepare(engine: Engine, payloads: Sequence[Any], params: Mapping[str, Any]) 
         return engine.prepare(payloads, params)
     except Exception as error:
         if len(payloads) == 1:
-            reason = (str(error).strip().splitlines() or ["no message"])[0]
             log.info("an input cannot be prepared: %s", type(error).__name__)
-            failed = ItemFailed("engine_error", f"{type(error).__name__}: {reason}"[:2000])
+            failed = ItemFailed("engine_error", describe(error))
             return Prepared([None], np.zeros(1, np.int32), np.zeros(1, np.bool_), {0: failed})
     middle = len(payloads) // 2
     first, second = (prepare(engine, half, params) for half in (payloads[:middle], payloads[middle:]))

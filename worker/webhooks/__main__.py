@@ -2,23 +2,20 @@
 
 import asyncio
 import logging
-import os
 import signal
 import sys
-import threading
 from datetime import timedelta
 
 from contracts.errors import BatchmillError
 from contracts.settings import Settings, load_settings
 from storage.database import Database
 from storage.secrets import Keyring
+from worker.leaving import Departure
 from worker.webhooks.deliverer import Deliverer
 from worker.webhooks.guard import GuardedTransport
 from worker.webhooks.sender import Sender
 
 log = logging.getLogger("worker.webhooks")
-
-LAST_RESORT_SECONDS = 25.0
 
 
 def run(settings: Settings) -> None:
@@ -43,9 +40,7 @@ async def _serve(settings: Settings, database: Database, keyring: Keyring) -> No
     def leave() -> None:
         deliverer.stop()
         # A database that hangs would hold the process for ever. What is claimed is due again by itself.
-        last_resort = threading.Timer(LAST_RESORT_SECONDS, os._exit, (1,))
-        last_resort.daemon = True
-        last_resort.start()
+        Departure().begin(lambda: None)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, leave)

@@ -119,7 +119,7 @@ def test_a_small_memory_gets_a_small_budget(holds: int) -> None:
 
 
 def test_a_memory_that_holds_no_row_is_no_place_for_the_model() -> None:
-    with pytest.raises(ModelLoadFailed, match="its first pass failed: MemoryError: no reason given"):
+    with pytest.raises(ModelLoadFailed, match="its first pass failed: MemoryError: no message"):
         measure(RowEngine(_raising(MemoryError())), {})
 
 
