@@ -1,12 +1,14 @@
 """The parameters that each task takes."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from contracts.errors import InvalidParams, UnknownTask
 from contracts.names import Task
+
+MAX_NEW_TOKENS = 32_768
 
 
 class TaskParams(BaseModel):
@@ -27,13 +29,50 @@ class EmbedParams(TaskParams):
 class ClassifyParams(TaskParams):
     """How texts become labels."""
 
-    top_k: int | None = None
+    top_k: Annotated[int, Field(ge=1)] | None = None
     """The number of labels to return, best first; all of them when not given."""
     truncate: bool = True
     """Cut what is longer than the model's limit; when false, such an item fails."""
 
 
-PARAMS: Mapping[Task, type[TaskParams]] = {Task.EMBED: EmbedParams, Task.CLASSIFY: ClassifyParams}
+class RerankParams(TaskParams):
+    """How documents are ranked by a query."""
+
+    top_k: Annotated[int, Field(ge=1)] | None = None
+    """The number of documents to return, best first; all of them when not given."""
+    truncate: bool = True
+    """Cut a pair that is longer than the model's limit; when false, such an item fails."""
+
+
+class GenerateParams(TaskParams):
+    """How text is generated: greedily, so that it depends on the prompt alone."""
+
+    max_new_tokens: Annotated[int, Field(ge=1, le=MAX_NEW_TOKENS)] = 128
+    """Tokens at most; the model may end before."""
+    stop: Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], Field(max_length=16)] = []
+    """The text ends before the first of these strings."""
+    truncate: bool = False
+    """Cut the beginning of a prompt that leaves no room for `max_new_tokens`; when false, such an item fails."""
+
+
+class ScoreParams(TaskParams):
+    """How the likelihood of a text is told."""
+
+    per_token: bool = False
+    """Tell the log-likelihood of each token as well."""
+    truncate: bool = True
+    """Cut what is longer than the model's limit; when false, such an item fails."""
+
+
+PARAMS: Mapping[Task, type[TaskParams]] = {
+    Task.EMBED: EmbedParams,
+    Task.CLASSIFY: ClassifyParams,
+    Task.RERANK: RerankParams,
+    Task.GENERATE: GenerateParams,
+    Task.SCORE: ScoreParams,
+}
+SAMPLING = frozenset({"temperature", "top_p", "top_k", "min_p", "do_sample", "seed", "typical_p", "num_beams"})
+"""What people know from elsewhere; a sampled text would depend on its neighbours in the micro-batch."""
 
 
 def parse_task(task: str) -> Task:
@@ -55,9 +94,19 @@ def parse_params(task: Task, params: Mapping[str, Any] | None) -> dict[str, Any]
     """
     if not isinstance(params, Mapping | None):
         raise InvalidParams(f"parameters of {task}: expected a mapping of names to values, got {type(params).__name__}")
+    if task is Task.GENERATE and (sampling := sorted(SAMPLING & set(params or {}))):
+        raise InvalidParams(
+            f"parameters of generate: {', '.join(sampling)}: only greedy decoding is offered, as a sampled text would "
+            "depend on what else is in its micro-batch and could not be shared between jobs; leave it out"
+        )
     try:
         return PARAMS[task].model_validate(dict(params or {})).model_dump(mode="json")
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         known = ", ".join(PARAMS[task].model_fields)
         raise InvalidParams(f"parameters of {task}: {problems} (it takes {known})") from None
+
+
+def extra_tokens(task: Task, params: Mapping[str, Any]) -> int:
+    """Tokens that an input costs at most beyond its own: those that are generated."""
+    return int(params["max_new_tokens"]) if task is Task.GENERATE else 0

@@ -14,8 +14,8 @@ from contracts.names import Quantization, Task
 from producer.weights import WEIGHTS, loaded_bytes, read_json, read_object, weight_files
 
 FAKE_ENGINE = "fake"
-ENGINES: Mapping[Task, str] = {Task.EMBED: "embed"}
-"""The engine that computes a task on real weights."""
+ENGINES: Mapping[Task, str] = {task: task.value for task in Task}
+"""The engine that computes a task on real weights: one file each, named after it."""
 MODULES = ["Transformer", "Pooling", "Normalize"]
 """The modules of sentence-transformers that the embed engine computes, the last where it is wanted."""
 

@@ -131,6 +131,7 @@ jobs = Table(
     Column("failed_in_row", BigInteger, nullable=False, server_default=text("0")),
     Column("error_code", Text),  # of a job that failed, or that the breaker paused
     Column("error_message", Text),
+    Column("traceparent", Text),  # of the submission, as W3C Trace Context writes it
     _time("created_at", default=True),
     _time("received_at", default=True),
     _time("queued_at"),
@@ -228,7 +229,27 @@ batch_budgets = Table(
     Column("budget_tokens", Integer, nullable=False),
     Column("ceiling_tokens", Integer),  # passes of more ran out of memory
     Column("tokens_per_second", Double, nullable=False),
+    Column("memory_bytes", BigInteger),  # of the weights, once they were loaded
+    Column("load_seconds", Double),
     _time("measured_at", default=True),
+)
+
+workers = Table(
+    "workers",
+    metadata,
+    # For people to look at: what a worker says of itself now and then. Nothing is decided by it.
+    Column("name", Text, primary_key=True),
+    Column("pool", Text, nullable=False),
+    Column("device", Text, nullable=False),
+    Column("slots", Integer, nullable=False),
+    Column("held", Integer, nullable=False, server_default=text("0")),  # shards
+    Column("models", ARRAY(BigInteger), nullable=False, server_default=text("'{}'")),  # in memory
+    Column("model_bytes", BigInteger, nullable=False, server_default=text("0")),
+    Column("memory_limit", BigInteger, nullable=False),
+    Column("inputs", BigInteger, nullable=False, server_default=text("0")),  # computed since it started
+    Column("tokens", BigInteger, nullable=False, server_default=text("0")),
+    _time("started_at", default=True),
+    _time("seen_at", default=True),
 )
 
 webhook_endpoints = Table(

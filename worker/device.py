@@ -60,6 +60,8 @@ class Device:
         """By model: the most padded tokens of a pass, where memory was too small for more."""
         self._forms: dict[int, OutputForm] = {}
         """By target."""
+        self._in_flight: list[HeldShard] = []
+        """Shards with rows in the micro-batch that is being computed."""
         self._pass_began: float | None = None
         self._calls: deque[tuple[Callable[[], object], Future[object]]] = deque()
         self._changed = threading.Condition()
@@ -152,12 +154,12 @@ class Device:
         self._thread.join()
 
     def checkpoint(self) -> None:
-        """To be called by a function on the device's thread before each forward pass of its own.
+        """To be called on the device's thread before each forward pass of a call, and between the steps of a long one.
 
         Raises:
-            CancelledError: The device drains.
+            CancelledError: The device drains, or all shards of the micro-batch in flight were abandoned.
         """
-        if self._draining:
+        if self._draining or (self._in_flight and all(shard.abandoned for shard in self._in_flight)):
             raise CancelledError
         self._begin_pass()
 
@@ -186,7 +188,7 @@ class Device:
                 self._run_call(*call)
             else:
                 assert batch is not None
-                self._deliver(self._compute(*batch))
+                self._run_batch(*batch)
             self._pass_began = None
 
     def _next(self) -> tuple[MicroBatch, list[HeldShard]] | None:
@@ -199,6 +201,19 @@ class Device:
             future.set_result(function())
         except BaseException as error:
             future.set_exception(error)
+
+    def _run_batch(self, batch: MicroBatch, shards: list[HeldShard]) -> None:
+        self._in_flight = shards
+        try:
+            computed = self._compute(batch, shards)
+        except CancelledError:
+            log.info(
+                "%d inputs in the middle of a pass are let go: their shards are", sum(len(p.rows) for p in batch.parts)
+            )
+        else:
+            self._deliver(computed)
+        finally:
+            self._in_flight = []
 
     def _compute(self, batch: MicroBatch, shards: list[HeldShard]) -> list[Computed]:
         rows = [shard.rows[row] for part, shard in zip(batch.parts, shards, strict=True) for row in part.rows.tolist()]

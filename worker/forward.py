@@ -3,6 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +43,9 @@ def forward(
         params: The target's.
         form: The target's.
         begin_pass: Called before each pass.
+
+    Raises:
+        CancelledError: Between two steps of a pass nobody waited for it any more.
     """
     search = _Search(engine, rows, params, form, begin_pass)
     search.compute(range(len(rows)))
@@ -76,6 +80,8 @@ class _Search:
         try:
             outputs = self.engine.run(self.rows[trial.start : trial.stop], self.params)
             self.form.check(outputs, len(trial))
+        except CancelledError:  # by the checkpoint: nobody waits for the pass any more
+            raise
         except Exception as error:  # whatever an engine raises is the row's to answer for
             full = self.engine.ran_out_of_memory(error)
             failed = _item_failed(error, full)

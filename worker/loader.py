@@ -44,6 +44,7 @@ class ModelLoader:
             raise
         except Exception as error:  # whatever a library raises, the job hears of it
             raise ModelLoadFailed(f"{model.reference} cannot be loaded: {describe(error)}") from error
+        engine.checkpoint = self._device.checkpoint
         return engine, self._budget(model, engine)
 
     def lower_ceiling(self, model: ModelSpec, tokens: int) -> None:

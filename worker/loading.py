@@ -10,6 +10,7 @@ import torch
 from huggingface_hub import constants as hub
 from transformers import AutoConfig, AutoModel, AutoTokenizer, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 from transformers import logging as transformers_logging
+from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
 from contracts.errors import ModelLoadFailed
@@ -21,8 +22,10 @@ HEADS = ("pooler.",)
 """Weights that a model may lack: the part that they belong to has no bearing on hidden states."""
 
 
-def load_module(folder: Path, quantization: Quantization, device: str) -> PreTrainedModel:
-    """The model in the folder, on the device, ready to compute hidden states.
+def load_module(
+    folder: Path, quantization: Quantization, device: str, kind: type[_BaseAutoModelClass] = AutoModel
+) -> PreTrainedModel:
+    """The model in the folder, on the device, ready to compute what its kind does: hidden states by default.
 
     Weights come from safetensors, and no code from the folder. bitsandbytes' 4-bit layers are repacked in
     place by their first forward pass on a CPU: what is to be saved must be saved before.
@@ -36,7 +39,7 @@ def load_module(folder: Path, quantization: Quantization, device: str) -> PreTra
         stored = _stored_quantization(folder, config)
         if stored not in (None, quantization):
             raise ModelLoadFailed(f"{folder}: the weights are stored as {stored}; register the model as that")
-        module, report = AutoModel.from_pretrained(
+        module, report = kind.from_pretrained(
             folder,
             config=config,
             dtype=getattr(torch, quantization.compute_dtype),
@@ -47,7 +50,8 @@ def load_module(folder: Path, quantization: Quantization, device: str) -> PreTra
             trust_remote_code=False,
             output_loading_info=True,
         )
-    missing = sorted(key for key in report["missing_keys"] if not key.startswith(HEADS))
+    optional = HEADS if kind is AutoModel else ()
+    missing = sorted(key for key in report["missing_keys"] if not key.startswith(optional))
     if missing:
         raise ModelLoadFailed(f"{folder}: {len(missing)} weights are missing, the first of them {missing[0]}")
     return cast("PreTrainedModel", module)

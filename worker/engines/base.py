@@ -2,7 +2,7 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, TypeAlias
@@ -48,6 +48,11 @@ class Engine(ABC):
     beyond the tolerance of the arithmetic.
     """
 
+    checkpoint: Callable[[], None] = staticmethod(lambda: None)
+    """To be called by `run` between the steps of a pass that has several, such as one for each generated token: it
+    raises CancelledError when nobody waits for the pass any more, and tells a long pass from one that hangs. A worker
+    process sets it after `load`."""
+
     @classmethod
     @abstractmethod
     def load(cls, model: ModelSpec, folder: Path, device: str) -> Self:
@@ -70,10 +75,10 @@ class Engine(ABC):
     def run(self, rows: Sequence[Row], params: Mapping[str, Any]) -> Output:
         """One forward pass over rows that `prepare` made; outputs stand in the order of the rows.
 
-        Whatever it raises fails the whole pass; the caller tries halves until one row stands alone. An `ItemFailed`
-        then keeps its code, a memory that was full becomes `out_of_memory`, any other exception `engine_error`. An
-        output that is no number is returned as it is, for the caller to see; where the form of the output cannot
-        show it, raise `non_finite`.
+        A CancelledError of `checkpoint` is to be let through. Whatever else it raises fails the whole pass; the caller
+        tries halves until one row stands alone. An `ItemFailed` then keeps its code, a memory that was full becomes
+        `out_of_memory`, any other exception `engine_error`. An output that is no number is returned as it is, for the
+        caller to see; where the form of the output cannot show it, raise `non_finite`.
         """
 
     @abstractmethod

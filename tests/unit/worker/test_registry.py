@@ -28,7 +28,7 @@ def test_what_is_declared_is_found() -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("imbed", r"'imbed' is not installed \(installed: embed, fake, gone, odd\)"),
+        ("imbed", r"'imbed' is not installed \(installed: classify, embed, fake, gone, generate, odd, rerank, score\)"),
         ("gone", r"worker\.engines\.gone:Gone\): ModuleNotFoundError: No module named"),
         ("odd", r"pathlib:Path\) is not a subclass"),
     ],
