@@ -18,6 +18,10 @@ class Budget:
     """As measured at that size; what shards are cut and times are estimated by."""
     ceiling: int | None = None
     """Tokens that passes never hold more of, where memory was found to be too small for it."""
+    memory_bytes: int | None = None
+    """Of the loaded weights."""
+    load_seconds: float | None = None
+    """What loading took the last time, once the files were on the host."""
 
 
 def get(connection: Connection, model_id: int, device: str) -> Budget | None:
@@ -28,7 +32,13 @@ def get(connection: Connection, model_id: int, device: str) -> Budget | None:
     return None if row is None else Budget(*row)
 
 
-_COLUMNS = (batch_budgets.c.budget_tokens, batch_budgets.c.tokens_per_second, batch_budgets.c.ceiling_tokens)
+_COLUMNS = (
+    batch_budgets.c.budget_tokens,
+    batch_budgets.c.tokens_per_second,
+    batch_budgets.c.ceiling_tokens,
+    batch_budgets.c.memory_bytes,
+    batch_budgets.c.load_seconds,
+)
 
 
 def put(connection: Connection, model_id: int, device: str, budget: Budget) -> Budget:
@@ -51,6 +61,19 @@ def put(connection: Connection, model_id: int, device: str, budget: Budget) -> B
         },
     )
     return Budget(*connection.execute(kept.returning(*_COLUMNS)).one())
+
+
+def note_load(
+    connection: Connection, model_id: int, device: str, memory_bytes: int, load_seconds: float
+) -> Budget | None:
+    """Keep what loading took and came to; the budget with it, where one was measured."""
+    row = connection.execute(
+        update(batch_budgets)
+        .where(batch_budgets.c.model_id == model_id, batch_budgets.c.device == device)
+        .values(memory_bytes=memory_bytes, load_seconds=load_seconds)
+        .returning(*_COLUMNS)
+    ).first()
+    return None if row is None else Budget(*row)
 
 
 def lower_ceiling(connection: Connection, model_id: int, device: str, tokens: int) -> bool:

@@ -12,12 +12,20 @@ from contracts.states import CLAIMABLE_JOB_STATES, Priority
 from storage import jobs
 from storage.shards import Lease
 
-STARVING = timedelta(seconds=30)
-"""A job not served for so long goes before jobs whose model happens to be in memory."""
+LOADS = 10
+"""A model is worth loading in another's place when its job has waited for so many times what loading takes."""
+PATIENCE = timedelta(seconds=10), timedelta(minutes=10)
+"""How long that is at least and at most: models that take turns spend most of their time at work."""
 WINDOW = 500
 """Jobs that are looked at first: what a claim costs does not grow with the number of jobs that wait."""
 ALONE_PATIENCE = timedelta(seconds=2)
 """How long a shard that must run alone waits for a process to become idle before processes make themselves idle."""
+
+
+def worth_loading(seconds: float) -> float:
+    """Seconds of work that a model should have before another takes its place, when loading it took so many."""
+    shortest, longest = (patience.total_seconds() for patience in PATIENCE)
+    return min(max(LOADS * seconds, shortest), longest)
 
 
 @dataclass(frozen=True)
@@ -27,11 +35,15 @@ class Capacity:
     loaded: Sequence[int] = ()
     """Ids of the models in memory."""
     free_bytes: int = 2**62
-    """Memory that another model could take."""
+    """Memory that another model could take, once models that nobody uses have left."""
+    vacant_bytes: int = 2**62
+    """Memory that another model could take with none leaving."""
     total_bytes: int = 2**62
     """Memory for models; what needs more is claimed all the same, so that its job fails with the reason."""
     idle: bool = True
     """Whether it holds no shard: only then may it take one that must run alone."""
+    settled: bool = True
+    """Whether the model that was loaded last has worked for long enough for another to take its place."""
 
 
 _OPEN = "jobs.state IN ('queued', 'running') AND (jobs.expires_at IS NULL OR jobs.expires_at > now())"
@@ -46,17 +58,29 @@ _CLAIMABLE = """
 """
 _ALONE = f"EXISTS (SELECT FROM shards WHERE shards.job_id = jobs.id AND shards.alone AND {_CLAIMABLE})"
 
+# An interactive job waits for its model a tenth as long as others do, and whatever was loaded last.
+_WAITED = """
+    (:settled OR jobs.priority = 0) AND coalesce(jobs.served_at, jobs.queued_at) < now() - least(greatest(:shortest,
+        :loads * (SELECT coalesce(max(load_seconds), 0) FROM batch_budgets WHERE model_id = models.id)
+        * interval '1 second'), :longest) * CASE jobs.priority WHEN 0 THEN 0.1 ELSE 1 END
+"""
+
 _PICK_JOB = text(f"""
-    SELECT jobs.id, jobs.priority, jobs.target_id, models.id AS model_id
-    FROM (SELECT * FROM jobs WHERE pool = :pool AND {_OPEN} AND priority <= :lowest
-          ORDER BY priority, service LIMIT :most) AS jobs
-    JOIN targets ON targets.id = jobs.target_id JOIN models ON models.id = targets.model_id
-    WHERE (models.id = ANY(:loaded) OR models.memory_bytes <= :free OR models.memory_bytes > :total)
-      AND EXISTS (SELECT FROM shards WHERE shards.job_id = jobs.id AND (:idle OR NOT shards.alone) AND {_CLAIMABLE})
-    ORDER BY jobs.priority,
+    SELECT * FROM (
+        SELECT jobs.id, jobs.priority, jobs.target_id, jobs.service, jobs.queued_at, model_id, memory_bytes, here,
+               here OR memory_bytes <= :free OR memory_bytes > :total AS fits, NOT here AND {_WAITED} AS starves
+        FROM (SELECT * FROM jobs WHERE pool = :pool AND {_OPEN} AND priority <= :lowest
+              ORDER BY priority, service LIMIT :most) AS jobs
+        JOIN targets ON targets.id = jobs.target_id JOIN models ON models.id = targets.model_id,
+        LATERAL (SELECT models.id = ANY(:loaded) AS here) AS place
+        WHERE EXISTS (SELECT FROM shards WHERE shards.job_id = jobs.id AND (:idle OR NOT shards.alone) AND {_CLAIMABLE})
+    ) AS jobs
+    WHERE fits OR starves
+    ORDER BY priority,
              NOT (:idle AND {_ALONE}),
-             NOT (models.id = ANY(:loaded) OR coalesce(jobs.served_at, jobs.queued_at) < now() - :starving),
-             jobs.service, jobs.queued_at, jobs.id
+             NOT starves,
+             NOT (here OR memory_bytes <= :vacant),
+             service, queued_at, id
     LIMIT 1
 """).bindparams(bindparam("loaded", type_=ARRAY(BIGINT)))
 
@@ -94,9 +118,11 @@ def claim(
 ) -> Lease | None:
     """Lease the most urgent shard of a pool; None when there is nothing to claim.
 
-    Urgent is: the priority class; within it shards that must run alone, where the process is idle; then jobs whose
-    model is in memory, and those that starve; then the job that was served least; then age. While a shard that must
-    run alone has waited for long, a process that is not idle takes only what is more urgent, until it is idle.
+    Urgent is: the priority class; within it shards that must run alone, where the process is idle; then jobs that
+    have waited for their model for long; then those whose model is in memory, or finds room there; then the job that
+    was served least; then age. While a shard that must run alone has waited for long, a process that is not idle takes
+    only what is more urgent, until it is idle. When the most urgent job's model finds no room because others are in
+    use, nothing is claimed either: they come out of use one by one, and the model gets its turn.
 
     Args:
         connection: In a transaction of its own.
@@ -115,7 +141,7 @@ def claim(
         waits = connection.execute(_ALONE_WAITS, {"pool": pool, "patience": ALONE_PATIENCE}).scalar_one()
         if waits is not None:
             wanted["lowest"] = min(wanted["lowest"], waits - 1)
-    while (job := _pick(connection, wanted)) is not None:
+    while (job := _pick(connection, wanted)) is not None and job.fits:
         # Someone may take the job's last shard, or end the job, before its lock is ours: then the next job is
         # looked for, without that lock, as whoever holds several can wait for one who waits for him.
         with connection.begin_nested() as attempt:
@@ -128,7 +154,8 @@ def claim(
 
 def could_claim(connection: Connection, *, pool: str, capacity: Capacity) -> bool:
     """Whether `claim` would find a shard for such a process now."""
-    return _pick(connection, _wanted(pool, Priority.BULK, capacity)) is not None
+    job = _pick(connection, _wanted(pool, Priority.BULK, capacity))
+    return job is not None and bool(job.fits)
 
 
 def _pick(connection: Connection, wanted: Mapping[str, Any]) -> Row[Any] | None:
@@ -147,8 +174,12 @@ def _wanted(pool: str, lowest: Priority, capacity: Capacity) -> dict[str, Any]:
         "loaded": list(capacity.loaded),
         "free": capacity.free_bytes,
         "total": capacity.total_bytes,
+        "vacant": capacity.vacant_bytes,
         "idle": capacity.idle,
-        "starving": STARVING,
+        "settled": capacity.settled,
+        "loads": LOADS,
+        "shortest": PATIENCE[0],
+        "longest": PATIENCE[1],
     }
 
 

@@ -25,7 +25,7 @@ def run(settings: Settings) -> int:
     departure = Departure()
     with Database(
         str(settings.database_url),
-        pool_size=settings.slots + 3,
+        pool_size=settings.slots + 4,
         transaction_seconds=max(settings.lease_seconds, SHORTEST),
     ) as database:
         for attempt in Retrying(

@@ -60,6 +60,10 @@ class Device:
         """By model: the most padded tokens of a pass, where memory was too small for more."""
         self._forms: dict[int, OutputForm] = {}
         """By target."""
+        self.inputs = 0
+        """Inputs that went through a model since the process began."""
+        self.tokens = 0
+        """Tokens of these inputs, without padding."""
         self._in_flight: list[HeldShard] = []
         """Shards with rows in the micro-batch that is being computed."""
         self._pass_began: float | None = None
@@ -220,6 +224,8 @@ class Device:
         target = shards[0].target
         result = forward(shards[0].engine, rows, target.params, self._form(target), self._begin_pass)
         places = np.array(result.places, dtype=np.int64)
+        self.inputs += len(rows)
+        self.tokens += batch.real_tokens
         computed = []
         start = 0
         with self._changed:

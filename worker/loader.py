@@ -1,6 +1,7 @@
 """How a registered model gets into memory, and its token budget with it."""
 
 import logging
+import time
 
 from contracts.errors import BatchmillError, ModelLoadFailed, describe
 from contracts.models import ModelSpec
@@ -39,13 +40,14 @@ class ModelLoader:
         """
         try:
             folder = self._artifacts.fetch(model.files, self._settings.cache)
+            began = time.monotonic()
             engine = engine_class(model.engine).load(model, folder, self._hardware.device)
         except BatchmillError:
             raise
         except Exception as error:  # whatever a library raises, the job hears of it
             raise ModelLoadFailed(f"{model.reference} cannot be loaded: {describe(error)}") from error
         engine.checkpoint = self._device.checkpoint
-        return engine, self._budget(model, engine)
+        return engine, self._budget(model, engine, time.monotonic() - began)
 
     def lower_ceiling(self, model: ModelSpec, tokens: int) -> None:
         """Remember for every worker on such a device that passes of more tokens run out of memory.
@@ -56,16 +58,17 @@ class ModelLoader:
         with self._database.transaction() as connection:
             budgets.lower_ceiling(connection, model.id, self._hardware.kind, tokens)
 
-    def _budget(self, model: ModelSpec, engine: Engine) -> Budget:
+    def _budget(self, model: ModelSpec, engine: Engine, load_seconds: float) -> Budget:
         kind = self._hardware.kind
-        with self._database.transaction() as connection:
-            known = budgets.get(connection, model.id, kind)
-        if known is not None:
+        if (known := self._note_load(model, engine, load_seconds)) is not None:
             return known
         params = parse_params(model.task, {})
-        budget = self._device.call(lambda: budget_measure.measure(engine, params, self._device.checkpoint))
+        measured = self._device.call(lambda: budget_measure.measure(engine, params, self._device.checkpoint))
         with self._database.transaction() as connection:
-            budget = budgets.put(connection, model.id, kind, budget)
+            budgets.put(connection, model.id, kind, measured)
+        # Not sooner: some libraries pack the weights in the first pass.
+        budget = self._note_load(model, engine, load_seconds)
+        assert budget is not None
         log.info(
             "%s on %s: %d tokens a micro-batch, %.0f tokens/s",
             model.reference,
@@ -74,3 +77,7 @@ class ModelLoader:
             budget.tokens_per_second,
         )
         return budget
+
+    def _note_load(self, model: ModelSpec, engine: Engine, load_seconds: float) -> Budget | None:
+        with self._database.transaction() as connection:
+            return budgets.note_load(connection, model.id, self._hardware.kind, engine.memory_bytes, load_seconds)

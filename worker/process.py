@@ -38,12 +38,14 @@ from storage import claims, control, models, schema, shards
 from storage.broker import Tickets
 from storage.database import Database
 from storage.shards import Lease
+from storage.workers import WorkerReport
 from worker import preparing
 from worker.device import Device
 from worker.hardware import Hardware
 from worker.heartbeat import Heartbeat
 from worker.loader import ModelLoader
 from worker.persister import Persister
+from worker.reporting import Reporter
 from worker.residency import ModelCache, Resident
 from worker.shards import HeldShard
 
@@ -68,6 +70,8 @@ class WorkerProcess:
         self._cache = ModelCache(hardware.model_memory, self._loader.load)
         self._lease = timedelta(seconds=settings.lease_seconds)
         self._heartbeat = Heartbeat(database, self._device, self._lease, settings.stall_seconds)
+        self._reporter = Reporter(database, self._report)
+        self._hardware = hardware
         self._claiming = threading.Lock()
         self._held: list[Lease] = []
         self._draining = threading.Event()
@@ -86,6 +90,7 @@ class WorkerProcess:
         self._device.start()
         self._persister.start()
         self._heartbeat.start()
+        self._reporter.start()
 
     def drain(self) -> None:
         """Claim nothing new, and let go what is held: slots give their leases back and return."""
@@ -94,6 +99,7 @@ class WorkerProcess:
 
     def stop(self) -> None:
         """End after `drain`: what was computed is stored first."""
+        self._reporter.stop()
         self._heartbeat.stop()
         self._device.stop()
         self._persister.stop()
@@ -124,6 +130,21 @@ class WorkerProcess:
             capacity = self._cache.capacity(idle=True)
             return claims.could_claim(connection, pool=self._settings.pool, capacity=capacity)
 
+    def _report(self) -> WorkerReport:
+        models, model_bytes = self._cache.contents()
+        return WorkerReport(
+            name=self.name,
+            pool=self._settings.pool,
+            device=self._hardware.kind,
+            slots=self._settings.slots,
+            held=len(self._held),
+            models=models,
+            model_bytes=model_bytes,
+            memory_limit=self._cache.limit,
+            inputs=self._device.inputs,
+            tokens=self._device.tokens,
+        )
+
     def serve(self, pool: str) -> bool:
         """Serve one ticket: claim a shard, compute, store and close it; whether there was one.
 
@@ -145,7 +166,8 @@ class WorkerProcess:
             except UnavailableError as error:
                 log.warning("%s; another worker may fare better", error)
                 self._release(lease, REST)
-        self._succeed(pool, self._settings.slots if lease.alone else 1)
+        # While it ran alone, or models took turns, other slots found nothing to do.
+        self._succeed(pool, self._settings.slots if lease.alone or lease.loading else 1)
         return True
 
     @contextmanager

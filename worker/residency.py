@@ -1,7 +1,9 @@
 """Models in memory: loaded once, pinned from claim to close, the least recently used leaves first."""
 
 import logging
+import math
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,7 +11,7 @@ from dataclasses import dataclass, field
 from contracts.errors import ModelTooLarge
 from contracts.models import ModelSpec
 from storage.budgets import Budget
-from storage.claims import Capacity
+from storage.claims import Capacity, worth_loading
 from worker.engines.base import Engine
 
 log = logging.getLogger(__name__)
@@ -35,24 +37,40 @@ class ModelCache:
     Args:
         limit: Bytes that models may take together.
         load: Loads one and tells its budget; raises a ModelError or an ArtifactError.
+        clock: In seconds.
     """
 
-    def __init__(self, limit: int, load: Callable[[ModelSpec], tuple[Engine, Budget]]) -> None:
+    def __init__(
+        self,
+        limit: int,
+        load: Callable[[ModelSpec], tuple[Engine, Budget]],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.limit = limit
         self._load = load
+        self._clock = clock
+        self._settled_at = -math.inf
+        """When the model that was loaded last will have earned what loading it cost."""
         self._residents: OrderedDict[int, Resident] = OrderedDict()
         self._lock = threading.Lock()
 
     def capacity(self, *, idle: bool) -> Capacity:
         """What could be claimed now: models that are here, or that fit once unpinned ones have left."""
         with self._lock:
-            pinned = sum(resident.bytes for resident in self._residents.values() if resident.pins)
+            residents = self._residents.values()
             return Capacity(
                 loaded=list(self._residents),
-                free_bytes=self.limit - pinned,
+                free_bytes=self.limit - sum(resident.bytes for resident in residents if resident.pins),
+                vacant_bytes=self.limit - self._used(),
                 total_bytes=self.limit,
                 idle=idle,
+                settled=self._clock() >= self._settled_at,
             )
+
+    def contents(self) -> tuple[list[int], int]:
+        """Ids of the models in memory, and the bytes that they take together."""
+        with self._lock:
+            return list(self._residents), self._used()
 
     def pin(self, model: ModelSpec) -> Resident:
         """Keep a model from leaving, and make room for it when it is not there yet.
@@ -88,6 +106,7 @@ class ModelCache:
                 resident.loaded = engine, budget
                 with self._lock:
                     resident.bytes = engine.memory_bytes
+                    self._settled_at = self._clock() + worth_loading(budget.load_seconds or 0.0)
             return resident.loaded
 
     def unpin(self, resident: Resident) -> None:
@@ -104,7 +123,7 @@ class ModelCache:
                 f"{model.reference} needs about {model.memory_bytes:,} bytes of memory, models may take "
                 f"{self.limit:,} here: quantize it further, or raise BATCHMILL_MODEL_MEMORY"
             )
-        used = sum(resident.bytes for resident in self._residents.values())
+        used = self._used()
         for resident in list(self._residents.values()):
             if used + model.memory_bytes <= self.limit:
                 return
@@ -112,3 +131,6 @@ class ModelCache:
                 used -= resident.bytes
                 del self._residents[resident.model.id]
                 log.info("%s leaves memory for %s", resident.model.reference, model.reference)
+
+    def _used(self) -> int:
+        return sum(resident.bytes for resident in self._residents.values())

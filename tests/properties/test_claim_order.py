@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from contracts.errors import BatchmillError, ItemFailed
 from contracts.states import Priority
 from storage import control, jobs, retries, sealing, shards
-from storage.claims import STARVING, Capacity
+from storage.claims import PATIENCE, Capacity
 from storage.counting import ShardOutcome
 from storage.database import Database
 from storage.rescue import rescue
@@ -27,7 +27,7 @@ from tests.properties.scale import examples
 
 MEMORY = {"small": 10, "large": 100}
 TOKENS = 7
-LONG_AGO = STARVING.total_seconds() + 20
+LONG_AGO = PATIENCE[0].total_seconds() + 20
 
 
 @dataclass
@@ -54,8 +54,8 @@ jobs_ = st.lists(
         target=st.sampled_from(sorted(MEMORY)),
         rank=st.sampled_from([1, 1, 1, 0, 2]),
         service=st.sampled_from([0, TOKENS, 2 * TOKENS, 100]),
-        age=st.sampled_from([1.0, 2.0, LONG_AGO, 2 * LONG_AGO]),
-        served=st.none() | st.sampled_from([1.0, LONG_AGO]),
+        age=st.sampled_from([0.5, 2.0, LONG_AGO, 2 * LONG_AGO]),
+        served=st.none() | st.sampled_from([0.5, 2.0, LONG_AGO]),
         state=st.sampled_from(["queued", "running", "running", "running", "paused", "cancelled", "receiving"]),
         firsts=st.lists(st.integers(1, 9), min_size=1, max_size=3, unique=True),
         alone=st.lists(st.sampled_from([False, False, True]), min_size=3, max_size=3) | st.just([False] * 3),
@@ -67,7 +67,9 @@ capacities = st.fixed_dictionaries(
     {
         "loaded": st.sampled_from([{"small", "large"}, {"small"}, {"large"}, set()]),
         "free": st.sampled_from([1000, 50, 0]),
+        "vacant": st.sampled_from([1000, 50, 0]),
         "idle": st.booleans(),
+        "settled": st.booleans(),
     }
 )
 TOTAL = 60
@@ -78,10 +80,7 @@ def expected(found: list[Job], how: dict[str, Any], lowest: int) -> tuple[Job, i
 
     def places_of(job: Job) -> list[int]:
         """Places of the shards that can be claimed, the first one first."""
-        memory = MEMORY[job.target]
         if job.state not in ("queued", "running") or job.rank > lowest:
-            return []
-        if job.target not in how["loaded"] and how["free"] < memory <= TOTAL:
             return []
         computed = {
             other.firsts[place]
@@ -96,17 +95,27 @@ def expected(found: list[Job], how: dict[str, Any], lowest: int) -> tuple[Job, i
         ]
         return sorted(places, key=lambda place: (not job.alone[place], place))
 
-    def urgency(job: Job) -> tuple[Any, ...]:
-        waited = job.age if job.served is None else job.served
-        soon = job.target in how["loaded"] or waited > STARVING.total_seconds()
-        alone = job.alone[places_of(job)[0]]
-        return (job.rank, not alone, not soon, job.service, -job.age, job.number)
+    def fits(job: Job) -> bool:
+        """Whether its model is in memory, finds room there once unused ones have left, or never will."""
+        return job.target in how["loaded"] or not how["free"] < MEMORY[job.target] <= TOTAL
 
-    ready = [job for job in found if places_of(job)]
+    def starves(job: Job) -> bool:
+        """Whether it has waited for its model for so long that another has to leave for it."""
+        if job.target in how["loaded"] or not (how["settled"] or job.rank == 0):
+            return False
+        waited = job.age if job.served is None else job.served
+        return waited > PATIENCE[0].total_seconds() * (0.1 if job.rank == 0 else 1)
+
+    def urgency(job: Job) -> tuple[Any, ...]:
+        room = job.target in how["loaded"] or MEMORY[job.target] <= how["vacant"]
+        alone = job.alone[places_of(job)[0]]
+        return (job.rank, not alone, not starves(job), not room, job.service, -job.age, job.number)
+
+    ready = [job for job in found if places_of(job) and (fits(job) or starves(job))]
     if not ready:
         return None
     job = min(ready, key=urgency)
-    return job, places_of(job)[0]
+    return (job, places_of(job)[0]) if fits(job) else None
 
 
 @pytest.fixture
@@ -148,8 +157,10 @@ def test_claims_come_in_the_order_of_the_model(database: Database, ledger: Ledge
             capacity = Capacity(
                 loaded=[models[name] for name in how["loaded"]],
                 free_bytes=how["free"],
+                vacant_bytes=how["vacant"],
                 total_bytes=TOTAL,
                 idle=how["idle"],
+                settled=how["settled"],
             )
             lease = claim(database, lowest=Priority.of_rank(lowest), capacity=capacity)
             wanted = expected(found, how, lowest)

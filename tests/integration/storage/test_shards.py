@@ -1,6 +1,7 @@
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -92,7 +93,7 @@ class TestClaim:
 
     def test_models_in_memory_come_first_unless_another_job_starves(self, database: Database, target_id: int) -> None:
         other = make_target(database, "other")
-        capacity = Capacity(loaded=[model_of(database, other)])
+        capacity = Capacity(loaded=[model_of(database, other)], vacant_bytes=-1)
         cold, warm = many(database, target_id, 3), many(database, other, 6)
         execute(database, "UPDATE jobs SET service = 10000 WHERE id = :id", id=warm)
         assert claimed(database).job_id == cold
@@ -106,6 +107,11 @@ class TestClaim:
             database, "UPDATE jobs SET queued_at = now() - interval '31 seconds', service = 0 WHERE id = :id", id=new
         )
         assert claimed(database, capacity=capacity).job_id == new
+        # Where there is room for both models, the job that was served least goes first at once.
+        roomy = replace(capacity, vacant_bytes=2**40)
+        third = many(database, target_id, 1)
+        execute(database, "UPDATE jobs SET service = 0 WHERE id = :id", id=third)
+        assert claimed(database, capacity=roomy).job_id == third
         # A more urgent class is not kept waiting by what is in memory.
         urgent = many(database, target_id, 1, priority=Priority.INTERACTIVE)
         assert claimed(database, capacity=capacity).job_id == urgent
@@ -121,6 +127,50 @@ class TestClaim:
         assert fits.target_id == small
         # What never fits is claimed all the same, so that its job can say so.
         assert claimed(database, capacity=Capacity(free_bytes=0, total_bytes=2**40 - 1)).job_id == large_job
+
+    def test_models_take_turns_once_the_other_job_has_waited_for_what_loading_is_worth(
+        self, database: Database, target_id: int
+    ) -> None:
+        # Memory holds one of two models, and the one that is there is in use.
+        other = make_target(database, "other", memory_bytes=10)
+        here, waiting = many(database, target_id, 9), many(database, other, 9)
+        full = Capacity(loaded=[model_of(database, target_id)], free_bytes=9, vacant_bytes=9, total_bytes=10)
+        empty = replace(full, free_bytes=10)
+
+        def wait(seconds: float) -> None:
+            moment = "now() - make_interval(secs => :seconds)"
+            execute(database, f"UPDATE jobs SET queued_at = {moment} WHERE id = :id", id=waiting, seconds=seconds)
+
+        wait(8)
+        assert claimed(database, capacity=full).job_id == here
+        wait(12)
+        # Nobody claims any more, until those that use the model are done: then the other one has its turn.
+        assert claim(database, capacity=full) is None
+        assert claimed(database, capacity=replace(full, settled=False)).job_id == here
+        turn = claimed(database, capacity=empty)
+        assert turn.job_id == waiting
+        assert turn.loading
+        # A model that takes long to load is worth a longer wait.
+        execute(database, "UPDATE jobs SET served_at = NULL WHERE id = :id", id=waiting)
+        execute(
+            database,
+            """INSERT INTO batch_budgets (model_id, device, budget_tokens, tokens_per_second, load_seconds)
+               VALUES (:model, 'cpu', 1, 1, 3)""",
+            model=model_of(database, other),
+        )
+        assert claimed(database, capacity=empty).job_id == here
+        wait(31)
+        assert claimed(database, capacity=empty).job_id == waiting
+
+    def test_an_interactive_job_waits_for_its_model_a_tenth_as_long(self, database: Database, target_id: int) -> None:
+        other = make_target(database, "other", memory_bytes=10)
+        here = many(database, target_id, 9)
+        urgent = many(database, other, 9, priority=Priority.INTERACTIVE)
+        full = Capacity([model_of(database, target_id)], 9, 9, 10, settled=False)
+        assert claimed(database, capacity=full).job_id == here
+        execute(database, "UPDATE jobs SET queued_at = now() - interval '1.1 seconds' WHERE id = :id", id=urgent)
+        assert claim(database, capacity=full) is None
+        assert claimed(database, capacity=replace(full, free_bytes=10)).job_id == urgent
 
     @pytest.mark.parametrize("state", ["receiving", "paused", "succeeded", "failed", "cancelled", "expired"])
     def test_nothing_is_claimed_of_a_job_that_does_not_run(

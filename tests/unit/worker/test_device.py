@@ -356,6 +356,48 @@ def test_what_drains_lets_go_of_all_that_is_held_and_all_that_comes(storage: Sto
     assert engine.computed == [1]
 
 
+class Stepping(Gated):
+    """A pass of many steps, as one that generates text has: its checkpoint ends it, or the gate does."""
+
+    def run(self, rows: Sequence[int], params: Mapping[str, Any]) -> Output:
+        self.entered.release()
+        while not self.gate.wait(0.001):
+            self.checkpoint()
+        return super().run(rows, params)
+
+
+def test_a_long_pass_ends_between_two_steps_when_nobody_waits_for_it(storage: Storage) -> None:
+    engine = Stepping()
+    engine.checkpoint = storage.device.checkpoint
+    engine.gate.clear()
+    first, second, next_one = hold(engine, [1, 2]), hold(engine, [3]), hold(engine, [4], target=2)
+    storage.device.submit(first, 1000)
+    storage.device.submit(second, 1000)
+    assert engine.entered.acquire(timeout=SECONDS)
+    storage.device.submit(next_one, 1000)
+    storage.device.abandon(lambda shard: shard is first)
+    # Somebody waits for the other rows of the pass, unless they were in a pass of their own.
+    storage.device.abandon(lambda shard: shard is second)
+    assert engine.entered.acquire(timeout=SECONDS)
+    engine.gate.set()
+    assert done(next_one)
+    assert storage.of(next_one) == {4: 4.0}
+    assert storage.of(first) == storage.of(second) == {}
+
+
+def test_a_long_pass_ends_when_it_drains(storage: Storage) -> None:
+    engine = Stepping()
+    engine.checkpoint = storage.device.checkpoint
+    engine.gate.clear()
+    shard = hold(engine, [1, 2])
+    storage.device.submit(shard, 1000)
+    assert engine.entered.acquire(timeout=SECONDS)
+    storage.device.stop()
+    assert done(shard)
+    assert shard.abandoned
+    assert storage.delivered == []
+
+
 def test_a_call_of_many_passes_ends_when_it_drains(storage: Storage) -> None:
     passes = threading.Semaphore(0)
     over = threading.Event()

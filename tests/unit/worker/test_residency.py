@@ -92,6 +92,28 @@ def test_what_is_pinned_stays(cache: ModelCache) -> None:
     assert cache.capacity(idle=True).total_bytes == LIMIT
 
 
+def test_a_model_has_its_turn_for_ten_times_what_loading_it_took() -> None:
+    seconds, took = 1000.0, 0.2
+
+    def load(model: ModelSpec) -> tuple[Engine, Budget]:
+        return FakeEngine.load(model, Path(), "cpu"), Budget(1024, 1.0, load_seconds=took)
+
+    cache = ModelCache(LIMIT, load, lambda: seconds)
+    assert cache.capacity(idle=True).settled
+    for number, (took, turn) in enumerate([(0.2, 10.0), (3.0, 30.0), (1000.0, 600.0)]):  # noqa: B007 - load reads it
+        use(cache, spec(number))
+        seconds += turn - 0.1
+        assert not cache.capacity(idle=True).settled
+        seconds += 0.2
+        assert cache.capacity(idle=True).settled
+
+
+def test_room_that_nobody_has_to_leave_for_is_told_apart(cache: ModelCache) -> None:
+    use(cache, spec(1))
+    assert (cache.capacity(idle=True).vacant_bytes, cache.capacity(idle=True).free_bytes) == (LIMIT - 40, LIMIT)
+    assert cache.contents() == ([1], 40)
+
+
 def test_what_a_model_takes_is_measured(cache: ModelCache) -> None:
     resident = cache.pin(spec(1, 40, measured=70))
     assert cache.capacity(idle=True).free_bytes == 60
