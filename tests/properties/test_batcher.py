@@ -45,7 +45,7 @@ class Batching(RuleBasedStateMachine):
         self.batcher.drop(block)
         del self.waiting[block]
 
-    @rule(seconds=st.sampled_from([0.0, LINGER / 3, LINGER, 1.0]))
+    @rule(seconds=st.sampled_from([0.0, LINGER[0] / 3, LINGER[0], 1.0]))
     def pass_time(self, seconds: float) -> None:
         self.now += seconds
 
@@ -55,17 +55,17 @@ class Batching(RuleBasedStateMachine):
         if batch is None:
             # Only for what came just now, is not urgent and does not fill a pass.
             for block in self.waiting:
-                assert self.now < block.arrived + LINGER or self._lead() is not block
+                assert self.now < block.arrived + LINGER[0] or self._lead() is not block
             if self.waiting:
                 lead = self._lead()
                 assert lead.rank > 0
-                assert self.now < lead.arrived + LINGER
+                assert self.now < lead.arrived + LINGER[0]
         else:
             self._take(batch)
 
     @rule()
     def drain(self) -> None:
-        self.now += LINGER
+        self.now += LINGER[0]
         for _ in range(sum(map(len, self.waiting.values()))):
             batch = self.batcher.next(self.now)
             assert batch is not None
@@ -109,7 +109,7 @@ class Batching(RuleBasedStateMachine):
         wake = self.batcher.wake_at()
         assert (wake is None) is (not self.waiting)
         if wake is not None:
-            assert wake == min(block.arrived for block in self.waiting) + LINGER
+            assert wake == min(block.arrived for block in self.waiting) + LINGER[0]
 
 
 TestBatching = Batching.TestCase

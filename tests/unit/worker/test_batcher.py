@@ -105,13 +105,23 @@ def test_a_block_that_fills_no_pass_lingers_for_company() -> None:
     first, second = block([4, 4]), block([4])
     made.add(first, now=5.0)
     assert made.next(now=5.0) is None
-    assert made.wake_at() == 5.0 + LINGER
-    assert made.next(now=5.0 + LINGER * 0.9) is None
-    made.add(second, now=5.0 + LINGER * 0.9)
-    assert drawn(made.next(now=5.0 + LINGER * 0.9)) == [(first, [0, 1]), (second, [0])]
+    assert made.wake_at() == 5.0 + LINGER[0]
+    assert made.next(now=5.0 + LINGER[0] * 0.9) is None
+    made.add(second, now=5.0 + LINGER[0] * 0.9)
+    assert drawn(made.next(now=5.0 + LINGER[0] * 0.9)) == [(first, [0, 1]), (second, [0])]
     assert made.wake_at() is None
     made.add(block([4]), now=6.0)
-    assert lengths(made.next(now=6.0 + LINGER)) == [4]
+    assert lengths(made.next(now=6.0 + LINGER[0])) == [4]
+
+
+def test_where_a_pass_takes_long_company_is_worth_a_longer_wait() -> None:
+    made = MicroBatcher()
+    for pass_seconds, linger in ((0.05, 0.01), (2.0, 0.1), (60.0, 0.25)):
+        made.set_budget("t", 12, pass_seconds)
+        made.add(block([4]), now=0.0)
+        assert made.wake_at() == linger
+        assert made.next(linger * 0.99) is None
+        assert lengths(made.next(linger)) == [4]
 
 
 def test_what_is_dropped_does_not_come() -> None:
