@@ -2,9 +2,12 @@
 
 import sys
 
-from benchmarks import latency, overhead, throughput
+from benchmarks import generation, latency, observed, overhead, quantizations, throughput, turns
 
-ALL = {"overhead": overhead.main, "throughput": throughput.main, "latency": latency.main}
+ALL = {
+    module.__name__.rpartition(".")[2]: module.main
+    for module in (overhead, throughput, latency, generation, quantizations, turns, observed)
+}
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or ALL:

@@ -1,0 +1,137 @@
+"""A classifier and a cross-encoder to measure and test with: real weights, with heads trained in seconds.
+
+Both stand on the encoder of all-MiniLM-L6-v2 and learn from the docstrings of the standard library: which package a
+docstring is of, and which of two docstrings is that of a name. One in five examples is held back to judge them by.
+"""
+
+import re
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+
+from benchmarks.texts import named_docstrings
+from benchmarks.weights import MINILM
+
+PACKAGES = ["asyncio", "email", "logging", "tkinter", "unittest"]
+TOKENS = 32
+HELD_BACK = 5
+WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+
+
+class Labelled(NamedTuple):
+    text: str
+    label: str
+
+
+class Match(NamedTuple):
+    query: str
+    document: str
+    other: str
+    """The docstring of another name."""
+
+
+@cache
+def labelled() -> list[Labelled]:
+    """The first paragraphs of docstrings, with the package that each is of: 100 a package."""
+    found: dict[str, list[Labelled]] = {package: [] for package in PACKAGES}
+    for name, text in named_docstrings():
+        of = found.get(name.partition(".")[0])
+        if of is not None and len(of) < 100 and len(text) > 30:
+            of.append(Labelled(_paragraph(text), name.partition(".")[0]))
+    return [examples[i] for i in range(100) for examples in found.values() if i < len(examples)]
+
+
+@cache
+def matches() -> list[Match]:
+    """Names in words, each with its docstring's first paragraph, and with that of another name."""
+    found = [
+        (" ".join(WORD.findall(" ".join(name.partition("#")[0].split(".")[-2:]))), _paragraph(text))
+        for name, text in named_docstrings()
+        if len(text) > 40 and name.count(".") >= 2
+    ][::7]
+    return [Match(name, text, found[i - 37][1]) for i, (name, text) in enumerate(found)]
+
+
+def held_back(examples: Sequence[Any]) -> list[Any]:
+    """Those that nothing is trained on."""
+    return list(examples[::HELD_BACK])
+
+
+def save_classifier(folder: Path) -> Path:
+    """Train and save a classifier of five labels: a logistic regression on what the frozen encoder's pooler gives."""
+    module, tokenizer = _start(num_labels=len(PACKAGES), id2label=dict(enumerate(PACKAGES)))
+    examples = [example for i, example in enumerate(labelled()) if i % HELD_BACK]
+    tokens = tokenizer([e.text for e in examples], truncation=True, max_length=TOKENS, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        features = torch.cat([module.bert(**part).pooler_output for part in _parts(tokens, 50)])
+    wanted = torch.tensor([PACKAGES.index(example.label) for example in examples])
+    head = module.classifier
+    optimizer = torch.optim.LBFGS(head.parameters(), max_iter=100, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        value = torch.nn.functional.cross_entropy(head(features), wanted) + 1e-3 * head.weight.square().sum()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    return _save(module, tokenizer, folder)
+
+
+def save_reranker(folder: Path) -> Path:
+    """Train and save a cross-encoder: the encoder's last layer and a head, on what the frozen layers below give."""
+    module, tokenizer = _start(num_labels=1)
+    examples = [example for i, example in enumerate(matches()) if i % HELD_BACK]
+    queries = [example.query for example in examples] * 2
+    documents = [example.document for example in examples] + [example.other for example in examples]
+    tokens = tokenizer(
+        queries, documents, truncation=True, max_length=TOKENS, padding="max_length", return_tensors="pt"
+    )
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        hidden = torch.cat(
+            [module.bert(**part, output_hidden_states=True).hidden_states[-2].float() for part in _parts(tokens, 50)]
+        )
+    mask = (1 - tokens["attention_mask"][:, None, None].float()) * -1e4
+    layer = module.bert.encoder.layer[-1]
+    head = [*module.bert.pooler.parameters(), *module.classifier.parameters()]
+    optimizer = torch.optim.AdamW([{"params": layer.parameters(), "lr": 1e-4}, {"params": head, "lr": 1e-3}])
+    for _ in range(3):
+        for part in torch.randperm(len(examples)).split(32):
+            both = torch.cat([part, part + len(examples)])
+            with torch.autocast("cpu", torch.bfloat16):
+                state = layer(hidden[both], attention_mask=mask[both])
+                scores = module.classifier(module.bert.pooler(state))[:, 0].float()
+            right, wrong = scores.chunk(2)
+            softplus = torch.nn.functional.softplus
+            # The right one above the other, and, a little, the one above zero and the other below.
+            loss = softplus(wrong - right).mean() + 0.1 * (softplus(-right) + softplus(wrong)).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return _save(module, tokenizer, folder)
+
+
+def _start(**config: Any) -> tuple[PreTrainedModel, Any]:
+    torch.manual_seed(0)
+    module = AutoModelForSequenceClassification.from_pretrained(MINILM, local_files_only=True, **config)
+    return module.eval(), AutoTokenizer.from_pretrained(MINILM, local_files_only=True)
+
+
+def _parts(tokens: Any, size: int) -> list[dict[str, torch.Tensor]]:
+    splits = {key: value.split(size) for key, value in tokens.items()}
+    return [dict(zip(splits, values, strict=True)) for values in zip(*splits.values(), strict=True)]
+
+
+def _save(module: PreTrainedModel, tokenizer: Any, folder: Path) -> Path:
+    module.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _paragraph(text: str) -> str:
+    return " ".join(text.split("\n\n")[0].split())
