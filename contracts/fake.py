@@ -48,11 +48,6 @@ class FakeSource(BaseModel):
     """Whether loading it ends the process by SIGKILL."""
 
 
-def is_fake(source: str) -> bool:
-    """Whether the source names a fake model."""
-    return source.startswith("fake:")
-
-
 def parse_fake(source: str) -> FakeSource:
     """What the source of a fake model says.
 

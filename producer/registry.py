@@ -1,16 +1,18 @@
 """`client.models`: what is registered, and how it gets there."""
 
 import hashlib
+from collections.abc import Sequence
 
 from contracts.errors import InvalidRequest
-from contracts.fake import parse_fake
 from contracts.models import ModelSpec
-from contracts.names import DEFAULT_POOL, Quantization, Task, check_model_name, check_pool
+from contracts.names import DEFAULT_POOL, Quantization, Task, check_model_name, check_pool, split_reference
 from contracts.params import parse_task
-from producer.sources import FAKE_ENGINE, inspect, resolve
+from producer.notebook import ModelList
+from producer.sources import find_model
 from storage import models
 from storage.artifacts import ArtifactStore, manifest_digest
 from storage.database import Database
+from storage.overview import Measurement, measurements
 
 
 class Models:
@@ -36,8 +38,9 @@ class Models:
 
         Args:
             name: Letters, digits, `.`, `-` and `_`.
-            source: A local Hugging Face folder, an id on the hub (`org/name`), or `fake:` for tests.
-            task: What it computes: `embed`; a fake computes `classify` as well.
+            source: A local Hugging Face folder or GGUF file, an id on the hub (`org/name`, or `org/name:file.gguf`),
+                `mypackage:thing` for an engine of your own, or `fake:` for tests.
+            task: What it computes: `embed`, `classify`, `rerank`, `generate` or `score`.
             quantization: How workers hold its weights: `none`, `bf16`, `fp16`, or by bitsandbytes `int8`, `nf4`,
                 `fp4`, `nf4-double`, `fp4-double` (block scales quantized as well). This buys memory, not speed.
             revision: Commit, tag or branch of a model on the hub; the commit it stands for is what is kept.
@@ -45,7 +48,7 @@ class Models:
 
         Raises:
             InvalidRequest: A name, task or quantization that does not exist.
-            ModelRefused: The source is not safe to load, or not complete.
+            ModelRefused: The source is not safe to load, not complete, or does not do the task.
             ArtifactError: The files could not be stored.
             UnavailableError: The hub or the database does not answer.
         """
@@ -54,14 +57,11 @@ class Models:
         parsed_task = parse_task(task)
         if quantization not in list(Quantization):
             raise InvalidRequest(f"quantization {quantization!r}: choose one of {', '.join(Quantization)}")
-        found = resolve(str(source), revision)
+        found = find_model(str(source), parsed_task, Quantization(quantization), revision)
         if found.folder is None:
-            engine, files, memory = FAKE_ENGINE, [], parse_fake(found.source).memory
-            content = hashlib.sha256(found.source.encode()).hexdigest()
+            files, content = [], hashlib.sha256(found.source.encode()).hexdigest()
         else:
-            facts = inspect(found.folder, parsed_task, Quantization(quantization))
-            engine, memory = facts.engine, facts.memory_bytes
-            files = ArtifactStore(self._artifacts_url).add(found.folder, facts.files)
+            files = ArtifactStore(self._artifacts_url).add(found.folder, found.files)
             content = manifest_digest(files)
         with self._database.transaction() as connection:
             return models.add(
@@ -71,17 +71,29 @@ class Models:
                 revision=found.revision,
                 task=parsed_task,
                 quantization=quantization,
-                engine=engine,
+                engine=found.engine,
                 pool=pool,
                 digest=content,
                 files=files,
-                memory_bytes=memory,
+                memory_bytes=found.memory_bytes,
             )
 
-    def list(self) -> list[ModelSpec]:
+    def list(self) -> ModelList:
         """Every registered model, by name and version."""
         with self._database.transaction() as connection:
-            return models.list_all(connection)
+            return ModelList(models.list_all(connection))
+
+    def describe(self, reference: str) -> tuple[ModelList, Sequence[Measurement]]:
+        """The versions of `name`, oldest first, or the one of `name@version`; and what workers measured of them.
+
+        Raises:
+            UnknownModel: None is registered under it.
+        """
+        with self._database.transaction() as connection:
+            newest = models.get(connection, reference)
+            one = split_reference(reference)[1] is not None
+            found = ModelList([newest] if one else models.list_versions(connection, newest.name))
+            return found, measurements(connection, [spec.id for spec in found])
 
     def get(self, reference: str) -> ModelSpec:
         """The model of `name@version`, or the newest version of `name`.

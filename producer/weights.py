@@ -13,7 +13,7 @@ from contracts.names import Quantization
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
-_PICKLED = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".pt2", ".h5", ".msgpack"})
+PICKLED = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".pt2", ".h5", ".msgpack"})
 _MAX_HEADER = 100_000_000  # the limit of the safetensors library
 _DTYPE = re.compile(r"(?P<float>BF|F|C)?(?:BOOL|[IU])?(?P<bits>\d*)(?:_\w+)?")  # F32, BF16, F8_E4M3, I64, BOOL
 
@@ -48,14 +48,24 @@ def weight_files(folder: Path) -> list[str]:
                 f"{folder} lacks {len(missing)} of {len(names)} shards ({', '.join(missing[:3])}): get it again"
             )
         return names
-    pickled = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLED)
+    pickled = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLED)
     if pickled:
-        raise ModelRefused(
-            f"{folder} holds its weights only as {', '.join(pickled[:3])}: loading a pickle can run any code that "
-            "its author put there, so none is loaded. Where you trust it, convert it once: "
-            "AutoModel.from_pretrained(folder).save_pretrained(other), which writes safetensors"
-        )
+        raise pickles_refused(folder, pickled, "AutoModel.from_pretrained(folder).save_pretrained(other)")
     raise ModelRefused(f"{folder} has neither {WEIGHTS} nor {INDEX}: give a complete folder")
+
+
+def has_safetensors(folder: Path) -> bool:
+    """Whether a folder has weights that `weight_files` could name."""
+    return (folder / WEIGHTS).exists() or (folder / INDEX).exists()
+
+
+def pickles_refused(folder: Path, pickled: list[str], remedy: str) -> ModelRefused:
+    """The error of a folder whose weights are only pickled; the remedy is code that writes them anew."""
+    return ModelRefused(
+        f"{folder} holds its weights only as {', '.join(pickled[:3])}: loading a pickle can run any code that "
+        f"its author put there, so none is loaded. Where you trust it, convert it once: {remedy}, which writes "
+        "safetensors"
+    )
 
 
 def loaded_bytes(path: Path, quantization: Quantization) -> int:
@@ -65,6 +75,12 @@ def loaded_bytes(path: Path, quantization: Quantization) -> int:
         ModelRefused: The file is cut short, or its header is not one.
     """
     return sum(_loaded_bytes(tensor, quantization) for tensor in _read_header(path))
+
+
+def estimated_bytes(elements: int, linear: bool, quantization: Quantization) -> int:
+    """What so many floating-point weights take when they are loaded, in a linear layer or elsewhere."""
+    rest = 4.0 if quantization is Quantization.NONE else 2.0
+    return int(elements * (quantization.linear_bytes if linear else rest))
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -134,6 +150,6 @@ def _tensor(name: str, entry: dict[str, Any]) -> _Tensor:
 def _loaded_bytes(tensor: _Tensor, quantization: Quantization) -> int:
     if not tensor.floating:  # positions, masks, and weights that are stored quantized
         return tensor.stored_bytes
-    linear = len(tensor.shape) == 2 and "embed" not in tensor.name
-    rest = 4.0 if quantization is Quantization.NONE else 2.0
-    return int(prod(tensor.shape) * (quantization.linear_bytes if linear else rest))
+    # bitsandbytes leaves words' vectors as they are, on both ends.
+    linear = len(tensor.shape) == 2 and not any(part in tensor.name for part in ("embed", "lm_head"))
+    return estimated_bytes(prod(tensor.shape), linear, quantization)

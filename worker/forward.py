@@ -9,7 +9,7 @@ from typing import Any
 
 from contracts.errors import ItemFailed, describe
 from worker.engines.base import Engine, Output, Row
-from worker.outputs import OutputForm, joined, unfit
+from worker.outputs import OutputForm, WrongCount, joined, unfit
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +37,9 @@ def forward(
 ) -> Forward:
     """Compute rows; halves of a micro-batch that raises are tried apart, until the row that raises stands alone.
 
+    An engine that gives another number of outputs than it was given rows fails all of them: even halves where the
+    number happens to be right could be somebody else's.
+
     Args:
         engine: Computes them.
         rows: As its `prepare` made them.
@@ -48,7 +51,13 @@ def forward(
         CancelledError: Between two steps of a pass nobody waited for it any more.
     """
     search = _Search(engine, rows, params, form, begin_pass)
-    search.compute(range(len(rows)))
+    try:
+        search.compute(range(len(rows)))
+    except WrongCount as error:
+        log.error("%s: nothing of the micro-batch is kept", error)
+        failed = ItemFailed("invalid_output", str(error))
+        errors = {place: search.errors.get(place, failed) for place in range(len(rows))}
+        return Forward(places=[], outputs=None, errors=errors, fitting=search.fitting)
     if search.causes:
         # Not what the engine says: that may quote an input. It is kept with the item.
         causes = ", ".join(f"{count} {cause}" for cause, count in search.causes.most_common())
@@ -80,7 +89,8 @@ class _Search:
         try:
             outputs = self.engine.run(self.rows[trial.start : trial.stop], self.params)
             self.form.check(outputs, len(trial))
-        except CancelledError:  # by the checkpoint: nobody waits for the pass any more
+        # By the checkpoint: nobody waits for the pass any more.
+        except (CancelledError, WrongCount):
             raise
         except Exception as error:  # whatever an engine raises is the row's to answer for
             full = self.engine.ran_out_of_memory(error)

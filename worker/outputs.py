@@ -19,10 +19,21 @@ _NON_FINITE = "the model gave NaN or infinity for this input"
 _NOT_A_NUMBER = re.compile(r"\bNaN\b|infinit", re.IGNORECASE)
 
 
-class OutputForm:
-    """The form that all outputs of one target have; the first that come say how wide its vectors are."""
+class WrongCount(Exception):
+    """A pass gave too many outputs or too few: which of them is whose nobody knows, and the engine is broken."""
 
-    def __init__(self, task: Task, params: Mapping[str, Any]) -> None:
+
+class OutputForm:
+    """The form that all outputs of one target have; the first that come say how wide its vectors are.
+
+    Args:
+        task: The target's.
+        params: The target's.
+        engine: The name of the one that computes it, for messages.
+    """
+
+    def __init__(self, task: Task, params: Mapping[str, Any], engine: str) -> None:
+        self._engine = engine
         self._dtype = _DTYPES[params.get("precision", "float32")] if task is Task.EMBED else None
         self._width: int | None = None
 
@@ -30,26 +41,30 @@ class OutputForm:
         """Let what a pass over `count` rows gave pass as a whole.
 
         Raises:
-            ItemFailed: `invalid_output`: there are too many or too few, or they are not of this form.
+            WrongCount: There are too many or too few.
+            ItemFailed: `invalid_output`: they are not of this form.
         """
         if not isinstance(outputs, list if self._dtype is None else np.ndarray):
             wanted = "a list of JSON values" if self._dtype is None else f"an array of {self._dtype}"
-            raise _invalid(f"the engine gave a {type(outputs).__name__}, not {wanted}")
+            raise self._invalid(f"a {type(outputs).__name__}, not {wanted}")
         if len(outputs) != count:
-            raise _invalid(f"the engine gave {len(outputs)} outputs for {count} inputs")
+            raise WrongCount(f"engine {self._engine!r} gave {len(outputs)} outputs for {count} inputs")
         if isinstance(outputs, np.ndarray):
             self._check_vectors(outputs)
 
     def _check_vectors(self, outputs: np.ndarray[Any, Any]) -> None:
         if outputs.dtype != self._dtype or outputs.ndim != 2:
-            raise _invalid(f"the engine gave {outputs.ndim} axes of {outputs.dtype}, not 2 of {self._dtype}")
+            raise self._invalid(f"{outputs.ndim} axes of {outputs.dtype}, not 2 of {self._dtype}")
         width = outputs.shape[1]
         if not 0 < width <= WIDEST:
-            raise _invalid(f"the engine gave vectors of {width} numbers, and 1 to {WIDEST:,} can be stored")
+            raise self._invalid(f"vectors of {width} numbers, and 1 to {WIDEST:,} can be stored")
         if self._width is None:
             self._width = width
         if width != self._width:
-            raise _invalid(f"the engine gave vectors of {width} numbers, and of {self._width} before")
+            raise self._invalid(f"vectors of {width} numbers, and of {self._width} before")
+
+    def _invalid(self, what: str) -> ItemFailed:
+        return ItemFailed("invalid_output", f"engine {self._engine!r} gave {what}")
 
 
 def unfit(outputs: Output) -> dict[int, ItemFailed]:
@@ -77,7 +92,3 @@ def _unfit_json(value: Any) -> ItemFailed | None:
     except InvalidInput as error:
         return ItemFailed("non_finite" if _NOT_A_NUMBER.search(error.reason) else "invalid_output", error.reason)
     return None
-
-
-def _invalid(message: str) -> ItemFailed:
-    return ItemFailed("invalid_output", message)

@@ -13,6 +13,7 @@ from storage.database import Database
 from storage.shards import Lease
 from worker.batcher import Block
 from worker.engines.base import Engine, Prepared
+from worker.engines.vectors import refused
 from worker.shards import HeldShard
 
 log = logging.getLogger(__name__)
@@ -43,14 +44,24 @@ def hold(database: Database, lease: Lease, target: TargetSpec, engine: Engine) -
 
 
 def prepare(engine: Engine, payloads: Sequence[Any], params: Mapping[str, Any]) -> Prepared:
-    """What the engine makes of payloads; where it raises, halves are tried until the payload stands alone."""
+    """What the engine makes of payloads; where it raises, halves are tried until the payload stands alone.
+
+    Where it makes more rows than there are payloads, or fewer, all of these fail: which row is whose nobody knows.
+    """
     try:
-        return engine.prepare(payloads, params)
+        prepared = engine.prepare(payloads, params)
     except Exception as error:
         if len(payloads) == 1:
             log.info("an input cannot be prepared: %s", type(error).__name__)
             failed = ItemFailed("engine_error", describe(error))
-            return Prepared([None], np.zeros(1, np.int32), np.zeros(1, np.bool_), {0: failed})
+            return refused(1, failed)
+    else:
+        counts = len(prepared.rows), len(prepared.lengths), len(prepared.truncated)
+        if {*counts} == {len(payloads)}:
+            return prepared
+        said = f"engine {type(engine).__name__} made {counts[0]} rows of {len(payloads)} inputs"
+        log.error("%s, %d lengths and %d marks: none of them is computed", said, *counts[1:])
+        return refused(len(payloads), ItemFailed("invalid_output", said))
     middle = len(payloads) // 2
     first, second = (prepare(engine, half, params) for half in (payloads[:middle], payloads[middle:]))
     return Prepared(

@@ -5,20 +5,23 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self, TypeAlias
+from typing import Any, ClassVar, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from contracts.errors import ItemFailed
+from contracts.errors import ItemFailed, describe
 from contracts.models import ModelSpec
 
 Row: TypeAlias = Any
 """One input made ready for the model; only the engine that made it looks inside."""
 
 Output: TypeAlias = NDArray[Any] | list[Any]
-"""One entry an input: vectors `[n, d]` in float32 or float16, bits packed as `[n, d / 8]` uint8 (d is a multiple
-of 8), or JSON values."""
+"""One entry an input, in the order of the inputs, and in the form that the task has.
+
+`embed`: an array `[n, d]` of the precision that the parameters ask for: float32, float16, or bits packed as uint8
+`[n, d / 8]`; `vectors.in_precision` makes it of float32. Every other task: a list of JSON values.
+"""
 
 
 _MEMORY_FULL = re.compile(
@@ -39,6 +42,26 @@ class Prepared:
     errors: dict[int, ItemFailed] = field(default_factory=dict)
     """By position: inputs that cannot be computed, each with its reason."""
 
+    @classmethod
+    def each(cls, payloads: Sequence[Any], make: Callable[[Any], Row]) -> Self:
+        """Inputs made ready one by one, none of them cut; a row is as long as `len` says.
+
+        Args:
+            payloads: As they were submitted.
+            make: Makes the row of one. An ItemFailed that it raises fails that input alone; so does a ValueError or
+                TypeError, as `invalid_input`.
+        """
+        rows: list[Row] = []
+        errors: dict[int, ItemFailed] = {}
+        for place, payload in enumerate(payloads):
+            try:
+                rows.append(make(payload))
+            except (ItemFailed, ValueError, TypeError) as error:
+                rows.append(None)
+                errors[place] = error if isinstance(error, ItemFailed) else ItemFailed("invalid_input", describe(error))
+        lengths = [0 if place in errors else len(row) for place, row in enumerate(rows)]
+        return cls(rows, np.array(lengths, np.int32), np.zeros(len(rows), np.bool_), errors)
+
 
 class Engine(ABC):
     """A loaded model.
@@ -52,6 +75,10 @@ class Engine(ABC):
     """To be called by `run` between the steps of a pass that has several, such as one for each generated token: it
     raises CancelledError when nobody waits for the pass any more, and tells a long pass from one that hangs. A worker
     process sets it after `load`."""
+
+    smallest_pass: ClassVar[int] = 512
+    """Padded tokens of the smallest micro-batch that is worth measuring: what takes many steps, like generating, needs
+    many rows beside each other."""
 
     @classmethod
     @abstractmethod

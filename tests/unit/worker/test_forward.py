@@ -31,7 +31,7 @@ def run(
     engine: RowEngine, rows: Sequence[int], *, task: Task = Task.EMBED, precision: str = "float32", **options: Any
 ) -> Forward:
     params = {"precision": precision}
-    return forward(engine, rows, params, OutputForm(task, params), **options)
+    return forward(engine, rows, params, OutputForm(task, params, "tiny"), **options)
 
 
 TASKS = {as_vectors: Task.EMBED, as_json: Task.CLASSIFY}
@@ -82,8 +82,8 @@ def test_an_engine_may_say_what_is_wrong_with_an_input() -> None:
 @pytest.mark.parametrize(
     ("wrong", "task", "said"),
     [
-        (lambda rows: as_json(rows)[:-1], Task.CLASSIFY, "0 outputs for 1 inputs"),
-        (lambda rows: as_vectors([*rows, 0]), Task.EMBED, "2 outputs for 1 inputs"),
+        (lambda rows: as_json(rows)[:-1], Task.CLASSIFY, "engine 'tiny' gave 2 outputs for 3 inputs"),
+        (lambda rows: as_vectors([*rows, 0]), Task.EMBED, "engine 'tiny' gave 4 outputs for 3 inputs"),
         (as_json, Task.EMBED, "a list, not an array of float32"),
         (as_vectors, Task.CLASSIFY, "a ndarray, not a list of JSON values"),
         (lambda rows: None, Task.EMBED, "a NoneType, not an array"),
@@ -101,7 +101,7 @@ def test_outputs_of_another_form_are_never_passed_on(wrong: Any, task: Task, sai
 
 
 def test_vectors_of_another_width_fail_alone_now_and_later() -> None:
-    form = OutputForm(Task.EMBED, {})
+    form = OutputForm(Task.EMBED, {}, "tiny")
 
     def compute(rows: list[int]) -> Output:
         return np.ones((len(rows), 3 if 5 in rows else 2), np.float32)
@@ -114,10 +114,33 @@ def test_vectors_of_another_width_fail_alone_now_and_later() -> None:
     assert result.errors[2].message.endswith("vectors of 3 numbers, and of 2 before")
 
 
-def test_a_wrong_number_of_outputs_for_some_is_theirs_alone() -> None:
-    result = run(RowEngine(lambda rows: as_vectors([row for row in rows if row != 2])), range(4))
-    assert result.places == [0, 1, 3]
-    assert set(result.errors) == {2}
+def test_a_wrong_number_of_outputs_is_everybodys(caplog: pytest.LogCaptureFixture) -> None:
+    """Which of the others is whose, nobody knows."""
+    engine = RowEngine(lambda rows: as_vectors([row for row in rows if row != 2]))
+    result = run(engine, range(4))
+    assert engine.passes == [[0, 1, 2, 3]]
+    assert (result.places, result.outputs, set(result.errors)) == ([], None, {0, 1, 2, 3})
+    assert caplog.messages == ["engine 'tiny' gave 3 outputs for 4 inputs: nothing of the micro-batch is kept"]
+
+
+def test_a_wrong_number_of_outputs_takes_back_what_halves_gave() -> None:
+    def compute(rows: list[int]) -> Output:
+        if 1 in rows and len(rows) > 1:
+            raise RuntimeError("of all of them, and of the first half")
+        if rows == [1]:
+            raise ItemFailed("too_hot", "42 °C")
+        return as_vectors(rows if rows == [0] else rows[1:])
+
+    engine = RowEngine(compute)
+    result = run(engine, range(4))
+    assert engine.passes == [[0, 1, 2, 3], [0, 1], [0], [1], [2, 3]]
+    assert (result.places, result.outputs) == ([], None)
+    assert {place: error.item_code for place, error in result.errors.items()} == {
+        0: "invalid_output",
+        1: "too_hot",
+        2: "invalid_output",
+        3: "invalid_output",
+    }
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
