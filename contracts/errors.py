@@ -266,8 +266,8 @@ class ItemFailed(BatchmillError):
     """One input that an engine could not compute; its neighbours are not touched.
 
     Args:
-        item_code: A stable name of the cause, kept with the item: `too_long`, `invalid_input`, `non_finite`,
-            `invalid_output`, `engine_error`, `out_of_memory`, `worker_lost`.
+        item_code: A stable name of the cause, kept with the item: `too_long`, `too_short`, `invalid_input`,
+            `non_finite`, `invalid_output`, `engine_error`, `out_of_memory`, `worker_lost`.
         message: What happened, for a person; cut to 2,000 characters, and what Postgres holds no text of is replaced.
     """
 

@@ -1,7 +1,7 @@
 """Settings: read once, at the entry point of a process, from `BATCHMILL_…` variables."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -57,6 +57,16 @@ class Settings(BaseSettings):
     model_memory: int | None = Field(default=None, ge=1)
     """Bytes that loaded models may take on the device; 60 % of its memory when not given."""
 
+    log_format: Literal["console", "json"] = "console"
+    """How programs log to stderr: lines for people, or one JSON object a line."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least that they log. Of libraries, only warnings and errors are logged."""
+    metrics_port: int | None = Field(default=None, ge=0, le=65_534)
+    """Where a worker or a deliverer serves `/metrics`, `/healthz` and `/readyz`; nowhere when not given, any free port
+    for 0. Under `batchmill up` this is the worker's, and the next one the deliverer's."""
+    metrics_host: str = "127.0.0.1"
+    """The address that it listens on; `0.0.0.0` for all."""
+
     ready_file: Path | None = None
     """A file that a worker makes when it consumes tickets, for whoever started it to see."""
 
@@ -88,6 +98,11 @@ class Settings(BaseSettings):
     """How long one attempt may take, from the name's resolution to the end of the answer."""
     webhook_allow_networks: Annotated[tuple[Network, ...], NoDecode, BeforeValidator(_listed)] = ()
     """Networks (`10.1.0.0/16`) that webhooks may go to though they are not public, also by plain http."""
+
+    flower_port: int | None = Field(default=None, ge=0, le=65535)
+    """Where the embedded stack serves Flower, on the loopback; 5555 or else a free port when not given; 0: nowhere."""
+    flower_password: SecretStr | None = None
+    """What Flower asks for, beside the user `batchmill`. The embedded stack makes one, in `<home>/flower.password`."""
 
     @property
     def embedded(self) -> bool:

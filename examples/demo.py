@@ -21,7 +21,8 @@ from contracts.errors import BatchmillError, ConfigurationError
 from contracts.models import ModelSpec
 from contracts.settings import Settings, load_settings
 from producer import Client, Job
-from producer.cli.output import byte_size, fail
+from producer.cli.output import fail
+from producer.summary import byte_size
 from producer.summary import job_summary
 from stack import embedded
 from stack.state import StackAddresses

@@ -1,10 +1,12 @@
 """A dry run: what a submission would be, with nothing written."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from contracts.errors import EmptyJob, InvalidInput
 from contracts.models import ModelSpec
+from contracts.params import extra_tokens
 from producer.lines import Entry
 from producer.submission import chunks, lines
 from storage import budgets, inputs
@@ -31,7 +33,7 @@ class Check:
     cached: int = 0
     """Distinct inputs whose result exists already."""
     estimated_tokens: int = 0
-    """Of what is left to compute, at four bytes a token."""
+    """Of what is left to compute, at four bytes a token; those that are generated at their most."""
     estimated_seconds: float | None = None
     """At the measured speed of the fastest worker; None when the model was measured nowhere yet."""
 
@@ -42,7 +44,12 @@ class Check:
 
 
 def check(
-    database: Database, model: ModelSpec, target_id: int | None, source: Iterable[Entry], max_bytes: int
+    database: Database,
+    model: ModelSpec,
+    params: Mapping[str, Any],
+    target_id: int | None,
+    source: Iterable[Entry],
+    max_bytes: int,
 ) -> Check:
     """Read everything, write nothing.
 
@@ -50,6 +57,7 @@ def check(
     """
     errors: list[InvalidInput] = []
     bad = items = repeated = cached = tokens = 0
+    extra = extra_tokens(model.task, params)
     seen: set[bytes] = set()
     ids: set[str] = set()
 
@@ -62,7 +70,7 @@ def check(
     try:
         for chunk in chunks(lines(source, model, on_bad, max_bytes)):
             items += len(chunk)
-            new = {line.digest: len(line.payload) // 4 + 2 for line in chunk if line.digest not in seen}
+            new = {line.digest: len(line.payload) // 4 + 2 + extra for line in chunk if line.digest not in seen}
             seen.update(new)
             for custom_id in (line.custom_id for line in chunk if line.custom_id is not None):
                 repeated += custom_id in ids
@@ -77,7 +85,7 @@ def check(
         if not bad:
             raise
     with database.transaction() as connection:
-        speed = budgets.speed(connection, model.id)
+        fastest = budgets.fastest(connection, model.id)
     return Check(
         items=items,
         bad=bad,
@@ -86,5 +94,5 @@ def check(
         repeated_ids=repeated,
         cached=cached,
         estimated_tokens=tokens,
-        estimated_seconds=None if speed is None else tokens / speed,
+        estimated_seconds=None if fastest is None else tokens / fastest.tokens_per_second,
     )

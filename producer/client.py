@@ -1,7 +1,8 @@
 """The client: register models, submit inputs, follow jobs."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import timedelta
+from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
 from uuid import UUID
@@ -9,18 +10,23 @@ from uuid import UUID
 from contracts.errors import InvalidInput, InvalidRequest, JobNotFound
 from contracts.events import SCHEME
 from contracts.models import ModelSpec
-from contracts.params import parse_params
+from contracts.params import parse_params, parse_task
 from contracts.settings import Settings, load_settings
 from contracts.states import JobState, Priority
+from contracts.tracing import Tracing
 from producer import addresses, terms
 from producer.check import Check, check
-from producer.job import Job
+from producer.job import Job, JobList
 from producer.publisher import Publisher
 from producer.registry import Models
 from producer.submission import Submission, entries, lines, submit
 from producer.webhooks import Webhooks
-from storage import jobs, models, schema
+from storage import jobs, models, overview, schema
 from storage.database import Database
+from storage.jobs import JobFilter
+from storage.overview import Overview
+
+_COUNT_SHARDS = 10_000
 
 
 class Client:
@@ -29,10 +35,11 @@ class Client:
     It talks to `BATCHMILL_DATABASE_URL` and `BATCHMILL_BROKER_URL`, or to the embedded stack under
     `BATCHMILL_HOME` when neither is set, which is started when it does not run (`batchmill down` ends it).
 
-    >>> with Client() as client:  # doctest: +SKIP
-    ...     client.models.add("minilm", "models/all-MiniLM-L6-v2", task="embed", quantization="nf4")
-    ...     job = client.submit("minilm", ["one text", "another"])
-    ...     table = job.wait(progress=True).to_arrow()
+    Examples:
+        >>> with Client() as client:  # doctest: +SKIP
+        ...     client.models.add("minilm", "models/all-MiniLM-L6-v2", task="embed", quantization="nf4")
+        ...     job = client.submit("minilm", ["one text", "another"])
+        ...     table = job.wait(progress=True).to_arrow()
 
     Args:
         database_url: Instead of the setting.
@@ -58,6 +65,7 @@ class Client:
             load_settings(database_url=database_url, broker_url=broker_url, home=home, artifacts=artifacts)
         )
         self.settings = settings
+        self._tracing = Tracing("batchmill-client")
         self._database = Database(str(settings.database_url))
         self._publisher = Publisher(settings)
         self.models = Models(self._database, settings.artifacts_url)
@@ -87,8 +95,8 @@ class Client:
 
         Args:
             model: `name`, for its newest version, or `name@version`.
-            inputs: Strings, mappings, or `(custom_id, input)` pairs, or the lines of a file as `producer.read` gives
-                them; any iterable, read once and in chunks.
+            inputs: Strings, lists, mappings, or `(custom_id, input)` pairs, or the lines of a file as `producer.read`
+                gives them; any iterable, read once and in chunks.
             params: Of the task: for `embed`, `precision` and `truncate`.
             priority: `interactive`, `normal` or `bulk`: a higher class is always served first.
             idempotency_key: The same key and content give the same job, however often they are submitted.
@@ -125,9 +133,14 @@ class Client:
             progress_at=terms.check_progress_at(progress_at, callback_url),
         )
         self._publisher.prepare()
-        accepted = submit(
-            self._database, submission, lines(entries(inputs), spec, on_bad, self.settings.max_input_bytes)
-        )
+        about = {"model": spec.reference, "task": str(spec.task), "pool": spec.pool}
+        with self._tracing.span("submit", about) as span:
+            accepted = submit(
+                self._database,
+                replace(submission, traceparent=span.traceparent),
+                lines(entries(inputs), spec, on_bad, self.settings.max_input_bytes),
+            )
+            span.set("job", str(accepted.job_id))
         self._publisher.wake(accepted.job_id, spec.pool, accepted.shards)
         return self.job(accepted.job_id)
 
@@ -141,9 +154,10 @@ class Client:
         """
         _check_iterable(inputs)
         spec: ModelSpec = self.models.get(model)
+        parsed = parse_params(spec.task, params)
         with self._database.transaction() as connection:
-            target_id = models.find_target(connection, spec, parse_params(spec.task, params))
-        return check(self._database, spec, target_id, entries(inputs), self.settings.max_input_bytes)
+            target_id = models.find_target(connection, spec, parsed)
+        return check(self._database, spec, parsed, target_id, entries(inputs), self.settings.max_input_bytes)
 
     def job(self, job_id: str | UUID) -> Job:
         """A handle on a job that exists.
@@ -161,21 +175,58 @@ class Client:
         with self._database.transaction() as connection:
             return Job(self._database, self._publisher, jobs.get(connection, parsed))
 
-    def jobs(self, *, states: Sequence[str] = (), limit: int = 50) -> list[Job]:
-        """The newest jobs first; those in some states only, where any are named.
+    def jobs(
+        self,
+        *,
+        states: Sequence[str] = (),
+        model: str | None = None,
+        task: str | None = None,
+        pool: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        limit: int = 50,
+    ) -> JobList:
+        """The newest jobs first, of those that are asked for.
+
+        Args:
+            states: Only jobs in one of these.
+            model: Only jobs of `name`, whatever its version, or of `name@version`.
+            task: Only jobs that compute it.
+            pool: Only jobs of its workers.
+            since: Only jobs submitted then or later; a time without a zone is this machine's.
+            until: Only jobs submitted before.
+            limit: How many at most.
 
         Raises:
-            InvalidRequest: No such state.
+            InvalidRequest: No such state or task, or no name of a model.
         """
         unknown = [state for state in states if state not in list(JobState)]
         if unknown:
             raise InvalidRequest(f"state {unknown[0]!r}: choose among {', '.join(JobState)}")
+        wanted = JobFilter(
+            states=[JobState(state) for state in states],
+            model=model,
+            task=None if task is None else parse_task(task),
+            pool=pool,
+            since=since and since.astimezone(),
+            until=until and until.astimezone(),
+        )
         with self._database.transaction() as connection:
-            found = jobs.list_newest(connection, states=[JobState(state) for state in states], limit=limit)
-            return [Job(self._database, self._publisher, info) for info in found]
+            found = jobs.list_newest(connection, wanted, limit=limit)
+        return JobList(Job(self._database, self._publisher, info) for info in found)
+
+    def overview(self, *, most_jobs: int = 50) -> Overview:
+        """The system now: pools and their waiting work, workers, and the jobs that are open.
+
+        Raises:
+            DatabaseUnavailable: Postgres does not answer.
+        """
+        with self._database.transaction() as connection:
+            return overview.look(connection, most_jobs=most_jobs, most_shards=_COUNT_SHARDS)
 
     def close(self) -> None:
         """Give connections back; jobs go on."""
+        self._tracing.close()
         self._publisher.close()
         self._database.close()
 

@@ -1,20 +1,18 @@
 """A job as its caller holds it."""
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 from uuid import UUID
 
-from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
-
-from contracts.errors import DatabaseUnavailable, JobCancelled, JobExpired, JobFailed, WaitTimeout, WrongState
+from contracts.errors import JobCancelled, JobExpired, JobFailed, WaitTimeout, WrongState
 from contracts.jobs import JobCounts, JobInfo
 from contracts.models import TargetSpec
 from contracts.states import JobState
-from producer.progress import ProgressBar, Silent
+from producer.progress import Silent, choose_progress
 from producer.publisher import Publisher
 from producer.retry import retry_failed
+from producer.waiting import wait_for_all
 from storage import claims, control, jobs, models
 from storage.database import Database
 
@@ -23,10 +21,6 @@ if TYPE_CHECKING:  # Arrow takes a fifth of a second to import: whoever reads re
     import pyarrow as pa
 
     from producer.results import Result, ResultReader
-
-FIRST_POLL, LAST_POLL, POLL_GROWTH = 0.05, 1.0, 1.2
-OUTAGE_SECONDS = 60.0
-"""How long a wait outlasts a Postgres that does not answer."""
 
 
 class Job:
@@ -73,7 +67,7 @@ class Job:
 
         Args:
             timeout: Seconds to wait at most; as long as it takes when not given.
-            progress: Show a bar on stderr.
+            progress: Show a bar: in a notebook, on a terminal, or else a line on stderr now and then.
 
         Raises:
             JobFailed: The job as a whole could not run; the message says why.
@@ -82,25 +76,22 @@ class Job:
             WaitTimeout: It was not done in time; it goes on all the same.
             DatabaseUnavailable: Postgres does not answer for a minute.
         """
-        begin = time.monotonic()
-        deadline = None if timeout is None else begin + timeout
-        pause = FIRST_POLL
-        with ProgressBar() if progress else Silent() as bar:
-            while True:
-                bar.show(self._refresh_patiently().info)
-                if self.state.terminal:
-                    break
-                if deadline is not None and time.monotonic() >= deadline:
-                    raise WaitTimeout(
-                        f"job {self.id} is {self.state} after {timeout:g} s, "
-                        f"{self.counts.waiting:,} of {self.counts.distinct:,} inputs are left; it goes on"
-                    )
-                limit = LAST_POLL if deadline is None else max(deadline - time.monotonic(), 0)
-                time.sleep(min(pause, limit, self._poll_before_end(time.monotonic() - begin)))
-                pause = min(pause * POLL_GROWTH, LAST_POLL)
+        if not wait_for_all([self], choose_progress() if progress else Silent(), timeout):
+            raise WaitTimeout(
+                f"job {self.id} is {self.state} after {timeout:g} s, "
+                f"{self.counts.waiting:,} of {self.counts.distinct:,} inputs are left; it goes on"
+            )
+        self.check_success()
+        return self
+
+    def check_success(self) -> None:
+        """Nothing when the job succeeded, as far as is known.
+
+        Raises:
+            JobFailed: It is in another state; of its kinds the one that says how it ended.
+        """
         if self.state is not JobState.SUCCEEDED:
             raise self._unsuccessful()
-        return self
 
     def _unsuccessful(self) -> JobFailed:
         if self.state is JobState.FAILED:
@@ -110,21 +101,6 @@ class Job:
             f"job {self.id} is {self.state}, {self.counts.waiting:,} of {self.counts.distinct:,} inputs were not "
             f"computed; `batchmill jobs results {self.id}` gives what was"
         )
-
-    def _refresh_patiently(self) -> "Job":
-        """Read the row; a Postgres that restarts is no reason to leave a job that waits for nobody."""
-        retrying = Retrying(
-            retry=retry_if_exception_type(DatabaseUnavailable),
-            wait=wait_exponential(multiplier=0.2, max=5),
-            stop=stop_after_delay(OUTAGE_SECONDS),
-            reraise=True,
-        )
-        return retrying(self.refresh)
-
-    def _poll_before_end(self, elapsed: float) -> float:
-        """Half of the seconds that the job will take at its pace so far: who waits hears of the end soon after it."""
-        done = self.counts.distinct - self.counts.waiting
-        return max(elapsed * self.counts.waiting / done / 2, FIRST_POLL) if done else LAST_POLL
 
     def cancel(self) -> "Job":
         """End the job; again is no error.
@@ -263,9 +239,23 @@ class Job:
         with self._database.transaction() as connection:
             return models.get_target(connection, jobs.target_id(connection, self.id))
 
+    def _repr_html_(self) -> str:
+        from producer.notebook import job_html
+
+        return job_html(self.info)
+
     def __repr__(self) -> str:
         return f"<Job {self.id} {self.state} {self.info.model} {self.counts.items:,} items>"
 
     def to_dict(self) -> dict[str, Any]:
         """Everything that is known of the job, as JSON values."""
         return self.info.model_dump(mode="json")
+
+
+class JobList(list[Job]):
+    """Jobs; a notebook shows them as a table."""
+
+    def _repr_html_(self) -> str:
+        from producer.notebook import jobs_html
+
+        return jobs_html(job.info for job in self)

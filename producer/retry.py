@@ -30,4 +30,4 @@ def retry_failed(database: Database, job_id: UUID) -> Accepted:
         model = models.get(connection, target.model.reference)
         target_id = models.make_target(connection, model, target.params)
         retry_id = retries.receive(connection, job_id, target_id)
-        return Accepted(retry_id, seal(connection, retry_id, target_id, model))
+        return Accepted(retry_id, seal(connection, retry_id, target_id, model, target.params))

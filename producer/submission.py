@@ -22,6 +22,7 @@ from contracts.errors import (
 )
 from contracts.inputs import check_input
 from contracts.models import ModelSpec
+from contracts.params import extra_tokens
 from contracts.states import Priority
 from producer.lines import Entry, check_custom_id, digits, too_long
 from storage import budgets, endpoints, inputs, jobs, models, oldjobs, sealing
@@ -41,7 +42,7 @@ SHARD_INPUTS = 5_000
 
 
 def entries(values: Iterable[Any]) -> Iterator[Entry]:
-    """Strings, mappings, `(custom_id, input)` pairs and lines of files as entries; others carry an error."""
+    """Strings, lists, mappings, `(custom_id, input)` pairs and lines of files as entries; others carry an error."""
     for number, value in enumerate(values, start=1):
         match value:
             case Entry():
@@ -49,10 +50,11 @@ def entries(values: Iterable[Any]) -> Iterator[Entry]:
             case (str() | int() as custom_id, payload) if type(value) is tuple and type(custom_id) is not bool:
                 text = str(custom_id) if isinstance(custom_id, str) else digits(custom_id)
                 yield Entry(f"item {number}", text, payload, None)
-            case str() | Mapping():
+            case str() | list() | Mapping():
                 yield Entry(f"item {number}", None, value, None)
             case _:
-                reason = f"expected a string, a mapping or a (custom_id, input) pair, got {type(value).__name__}"
+                kind = type(value).__name__
+                reason = f"expected a string, a list, a mapping or a (custom_id, input) pair, got {kind}"
                 where = f"item {number}"
                 yield Entry(where, None, None, InvalidInput(reason, where))
 
@@ -147,6 +149,8 @@ class Submission:
     """From the moment at which it is sealed."""
     callback_url: str | None = None
     progress_at: tuple[int, ...] = ()
+    traceparent: str | None = None
+    """Of the trace that its shards belong to, as W3C Trace Context writes it."""
 
 
 @dataclass(frozen=True)
@@ -187,6 +191,7 @@ def submit(database: Database, submission: Submission, source: Iterable[Line]) -
             priority=submission.priority,
             metadata=submission.metadata,
             listener=listener,
+            traceparent=submission.traceparent,
         )
     try:
         _receive(database, job_id, source, content)
@@ -246,20 +251,32 @@ def _seal(database: Database, submission: Submission, job_id: UUID, target_id: i
                 f"the custom id {custom_id!r} is used at least twice, by items {first + 1} and {last + 1}; "
                 "give each item an id of its own, or none"
             )
-        return Accepted(job_id, seal(connection, job_id, target_id, submission.model, submission.expires_in))
+        shards = seal(
+            connection, job_id, target_id, submission.model, submission.params, expires_in=submission.expires_in
+        )
+        return Accepted(job_id, shards)
 
 
 def seal(
-    connection: Connection, job_id: UUID, target_id: int, model: ModelSpec, expires_in: timedelta | None = None
+    connection: Connection,
+    job_id: UUID,
+    target_id: int,
+    model: ModelSpec,
+    params: Mapping[str, Any],
+    *,
+    expires_in: timedelta | None = None,
 ) -> int:
     """Seal a job that was received, cut into shards that suit its model; how many these are."""
-    speed = budgets.speed(connection, model.id)
+    fastest = budgets.fastest(connection, model.id)
+    # Where a full micro-batch takes longer than a shard should, as it does when texts are generated, it is one shard.
+    measured = fastest and max(int(fastest.tokens_per_second * SHARD_SECONDS), fastest.tokens, 1024)
     return sealing.seal(
         connection,
         job_id,
         target_id,
-        shard_tokens=SHARD_TOKENS if speed is None else max(int(speed * SHARD_SECONDS), 1024),
+        shard_tokens=measured or SHARD_TOKENS,
         shard_inputs=SHARD_INPUTS,
+        extra_tokens=extra_tokens(model.task, params),
         expires_in=expires_in,
     )
 

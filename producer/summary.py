@@ -1,6 +1,7 @@
 """What a job came to, in figures and in rows for a person."""
 
-from typing import TYPE_CHECKING
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
 
 from contracts.states import JobState
 
@@ -9,6 +10,17 @@ if TYPE_CHECKING:
 
 NONE = "–"
 """Shown where a figure does not exist."""
+
+
+COLOURS = {
+    JobState.RUNNING: "cyan",
+    JobState.PAUSED: "magenta",
+    JobState.SUCCEEDED: "green",
+    JobState.FAILED: "red",
+    JobState.CANCELLED: "yellow",
+    JobState.EXPIRED: "yellow",
+}
+"""Of a terminal's own palette."""
 
 
 def figures(info: "JobInfo") -> dict[str, float | None]:
@@ -30,6 +42,11 @@ def figures(info: "JobInfo") -> dict[str, float | None]:
     }
 
 
+def job_document(info: "JobInfo") -> dict[str, Any]:
+    """A job as JSON values, with the figures that follow from its row."""
+    return {**info.model_dump(mode="json"), "figures": figures(info)}
+
+
 def job_summary(info: "JobInfo") -> list[tuple[str, str]]:
     """Names and values, in the order in which to show them."""
     counts, derived = info.counts, figures(info)
@@ -43,9 +60,9 @@ def job_summary(info: "JobInfo") -> list[tuple[str, str]]:
         ("micro-batches", f"{info.stats.micro_batches:,.0f}"),
         ("mean fill", _percent(derived["mean_fill"])),
         ("padding waste", _percent(derived["padding_waste"])),
-        ("time", _seconds(derived["seconds"])),
-        ("items/s", _rate(derived["items_per_second"])),
-        ("tokens/s", _rate(derived["tokens_per_second"])),
+        ("time", seconds_text(derived["seconds"])),
+        ("items/s", rate_text(derived["items_per_second"])),
+        ("tokens/s", rate_text(derived["tokens_per_second"])),
     ]
     if info.state is not JobState.SUCCEEDED:
         rows.insert(6, ("not computed" if info.state.terminal else "waiting", f"{counts.waiting:,}"))
@@ -56,13 +73,36 @@ def _percent(share: float | None) -> str:
     return NONE if share is None else f"{share:.1%}"
 
 
-def _seconds(seconds: float | None) -> str:
+def seconds_text(seconds: float | None) -> str:
+    """A duration for a person."""
     if seconds is None:
         return NONE
     return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:,.1f} s"
 
 
-def _rate(rate: float | None) -> str:
+def rate_text(rate: float | None) -> str:
+    """A rate for a person, without its unit."""
     if rate is None:
         return NONE
     return f"{rate:,.1f}" if rate < 100 else f"{rate:,.0f}"
+
+
+def age_text(seconds: float) -> str:
+    """A time span in its largest unit: `12 s`, `5 min`, `3 h`, `12 d`."""
+    for unit, size, limit in (("s", 1, 120), ("min", 60, 7200), ("h", 3600, 172_800)):
+        if seconds < limit:
+            return f"{max(seconds, 0) // size:.0f} {unit}"
+    return f"{seconds // 86_400:,.0f} d"
+
+
+def local_time(moment: datetime | None) -> str:
+    """A moment in this machine's time zone."""
+    return "" if moment is None else f"{moment.astimezone():%Y-%m-%d %H:%M:%S}"
+
+
+def byte_size(size: int) -> str:
+    """Bytes for a person, in powers of 1000."""
+    value, units = float(size), ["B", "kB", "MB", "GB", "TB"]
+    while value >= 999.5 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{value:.0f} {units[0]}" if units[0] == "B" or value >= 99.5 else f"{value:.1f} {units[0]}"

@@ -3,6 +3,7 @@
 import logging
 import sys
 
+from contracts import logs
 from contracts.errors import BatchmillError, ConfigurationError
 from contracts.settings import load_settings
 from stack.layout import Layout
@@ -20,10 +21,10 @@ def upgrade_schema(database_url: str) -> None:
 
 def main() -> int:
     """The exit code: 0 after an orderly end, 1 when the stack cannot run."""
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
-    logging.getLogger("stack").setLevel(logging.INFO)
+    logs.configure()
     try:
         settings = load_settings()
+        logs.configure(settings)
         if not settings.embedded:
             raise ConfigurationError("BATCHMILL_DATABASE_URL is set: those servers are not this stack's to run")
         supervise(

@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +15,7 @@ from producer.cli.options import Json
 from producer.cli.output import emit, emit_json, emit_pairs, emit_table, err, say, warn
 from producer.cli.session import Session
 from stack import cli_roles
+from stack.known import database_url
 
 if TYPE_CHECKING:
     from contracts.settings import Settings
@@ -28,7 +29,7 @@ END_IT = "`batchmill down` ends it"
 
 def main() -> int:
     """The exit code of the command line."""
-    return execute(Session(open_client))
+    return execute(Session(open_client, database_url))
 
 
 def open_client() -> "Client":
@@ -53,7 +54,7 @@ def up(
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Leave it running and return.")] = False,
     json: Json = False,
 ) -> None:
-    """Run the embedded servers, a worker, beat and the deliverer of webhooks, until Ctrl-C."""
+    """Run the embedded servers, a worker, beat, the deliverer of webhooks and Flower, until Ctrl-C."""
     from stack import embedded
     from stack.layout import Layout
 
@@ -61,7 +62,9 @@ def up(
     if not settings.embedded:
         raise ConfigurationError("BATCHMILL_DATABASE_URL is set: those servers are not this stack's to run")
     if detach or embedded.status(settings).running:
-        _show_addresses(_started(settings), json=json)
+        addresses = _started(settings)
+        children = embedded.status(settings).children
+        _show_addresses(settings, addresses, (child.address for child in children), json=json)
         if not detach:
             say(f"it was running already, under {Layout.of(settings.home).home}; {END_IT}")
         return
@@ -102,8 +105,6 @@ def worker(
                 "BATCHMILL_DATABASE_URL and BATCHMILL_BROKER_URL"
             )
         settings = settings.model_copy(update=found.addresses._asdict())
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("worker").setLevel(logging.INFO)
     from worker.__main__ import run
 
     try:
@@ -120,7 +121,6 @@ def beat() -> None:
     settings = _settings()
     if settings.embedded:
         raise ConfigurationError("the embedded stack has a beat of its own: this one is for servers that two URLs name")
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     from worker.beat import run
 
     run(settings)
@@ -132,11 +132,27 @@ def deliver() -> None:
     settings = _settings()
     if settings.embedded:
         raise ConfigurationError("the embedded stack delivers by itself: this is for servers that two URLs name")
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("worker").setLevel(logging.INFO)
     from worker.webhooks.__main__ import run
 
     run(settings)
+
+
+@app.command(rich_help_panel=SERVERS)
+def flower(
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The port to listen on.")] = 5555,
+) -> None:
+    """Show what the workers of the configured servers do, at a page that asks for BATCHMILL_FLOWER_PASSWORD."""
+    settings = _settings()
+    if settings.embedded:
+        raise ConfigurationError("the embedded stack serves Flower by itself: `batchmill up` shows where")
+    from stack.flower import NOT_INSTALLED
+
+    if find_spec("flower") is None:
+        raise ConfigurationError(NOT_INSTALLED)
+    from stack.flower_server import listen, serve
+
+    serve(settings, listen(host, port))
 
 
 @app.command(rich_help_panel=SERVERS)
@@ -198,6 +214,7 @@ def _started(settings: "Settings") -> "StackAddresses":
 
 
 def _run_stack(settings: "Settings", *, json: bool) -> None:
+    from contracts.logs import formatter
     from stack.__main__ import upgrade_schema
     from stack.layout import Layout
     from stack.programs import programs_of
@@ -207,22 +224,35 @@ def _run_stack(settings: "Settings", *, json: bool) -> None:
     log = logging.getLogger("stack")
     log.setLevel(logging.INFO)
     kept, shown = logging.FileHandler(layout.supervisor_log), logging.StreamHandler()
-    kept.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    kept.setFormatter(formatter(settings.log_format))
     shown.addFilter(lambda record: not record.getMessage().startswith("ready"))  # said in `programs` already
     log.addHandler(kept)
     log.addHandler(shown)
 
     def programs(addresses: "StackAddresses") -> Sequence["Program"]:
-        _show_addresses(addresses, json=json)
+        found = programs_of(settings, addresses)
+        _show_addresses(settings, addresses, (program.address for program in found), json=json)
         say(f"logs are under {layout.logs}; Ctrl-C ends everything")
-        return programs_of(settings, addresses)
+        return found
 
     supervise(layout, programs, upgrade_schema, detach=False)
 
 
-def _show_addresses(addresses: "StackAddresses", *, json: bool) -> None:
+def _show_addresses(
+    settings: "Settings", addresses: "StackAddresses", pages: Iterable[str | None], *, json: bool
+) -> None:
+    """Where everything is, and how to get in; of the programs Flower alone has a page."""
+    from stack import flower
+
+    page = next(filter(None, pages), None)
+    credentials = {"flower_url": page, "flower_user": flower.USER, "flower_password": flower.password(settings)}
     if json:
-        emit_json(addresses._asdict())
+        emit_json({**addresses._asdict(), **(credentials if page else {})})
     else:
-        emit_pairs([("database", addresses.database_url), ("broker", addresses.broker_url)])
+        rows = [("database", addresses.database_url), ("broker", addresses.broker_url)]
+        if page:
+            rows.append(("flower", f"{page}  user {flower.USER}, password {credentials['flower_password']}"))
+        emit_pairs(rows)
+    if page is None and settings.flower_port != 0:
+        warn(flower.why_not(settings))
     sys.stdout.flush()  # whoever reads a pipe waits for this

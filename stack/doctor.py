@@ -12,7 +12,7 @@ from sqlalchemy import text
 
 from contracts.errors import BatchmillError, ConfigurationError, SchemaMismatch
 from contracts.settings import load_settings
-from stack import sockets, wheels
+from stack import flower, sockets, wheels
 from stack.findings import Finding, Situation, Verdict
 from stack.programs import WORKER
 from storage import schema
@@ -123,6 +123,18 @@ def check_stack(situation: Situation) -> list[Finding]:
     return findings
 
 
+def check_flower(situation: Situation) -> list[Finding]:
+    """Whether Flower is served, where the stack runs and it is not turned off."""
+    settings, stack = situation.settings, situation.stack
+    if not (settings.embedded and stack.ready) or settings.flower_port == 0:
+        return []
+    address = next((child.address for child in stack.children if child.name == flower.NAME), None)
+    if address is None:
+        detail, _, remedy = flower.why_not(settings).partition(": ")
+        return [Finding("flower", Verdict.WARNING, detail, remedy)]
+    return [Finding("flower", Verdict.OK, f"{address}, user {flower.USER}; `batchmill up` shows the password")]
+
+
 def check_database(situation: Situation) -> list[Finding]:
     """Whether Postgres answers, is new enough, has pgvector, and is at this version's schema."""
     url = situation.database_url
@@ -189,6 +201,7 @@ CHECKS: tuple[Callable[[Situation], list[Finding]], ...] = (
     check_home,
     check_wheels,
     check_stack,
+    check_flower,
     check_database,
     check_broker,
     check_artifacts,

@@ -47,6 +47,16 @@ class Layout:
         return self.home / "artifacts"
 
     @property
+    def flower_password(self) -> Path:
+        """What Flower asks for, unless a setting says."""
+        return self.home / "flower.password"
+
+    @property
+    def flower_port(self) -> Path:
+        """Where Flower was served last."""
+        return self.home / "flower.port"
+
+    @property
     def state_file(self) -> Path:
         """What the supervisor says of itself."""
         return self.home / "stack.json"

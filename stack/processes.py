@@ -53,6 +53,10 @@ class Program:
     user: int | None = None
     """The user and group to run as, where they differ from ours."""
     group: int | None = None
+    sockets: tuple[int, ...] = ()
+    """Descriptors that it inherits, under the same numbers."""
+    address: str | None = None
+    """Where people reach it, if they do."""
 
 
 class _Record(BaseModel):
@@ -165,6 +169,7 @@ def spawn(program: Program, output: int) -> subprocess.Popen[bytes]:
             user=program.user,
             group=program.group,
             extra_groups=None if program.group is None else [],
+            pass_fds=program.sockets,
         )
     except (OSError, subprocess.SubprocessError) as error:
         raise StackError(f"{program.name} cannot be started: {error}") from error

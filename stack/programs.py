@@ -1,4 +1,4 @@
-"""The programs beside the servers: the worker, beat and the deliverer of webhooks, told where everything is."""
+"""The programs beside the servers: the worker, beat, the deliverer of webhooks and Flower, told where everything is."""
 
 import os
 import sys
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from contracts.settings import Settings
+from stack import flower
 from stack.aftermath import release_leases
 from stack.layout import Layout
 from stack.processes import Program
@@ -31,8 +32,9 @@ def environment(settings: Settings) -> dict[str, str]:
     if checkout not in (*paths, sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
         paths.insert(0, checkout)
     ours = {f"BATCHMILL_{name.upper()}": _spelled(value) for name, value in values.items()}
-    if settings.secret_key is not None:
-        ours["BATCHMILL_SECRET_KEY"] = settings.secret_key.get_secret_value()
+    for name in ("secret_key", "flower_password"):
+        if (secret := getattr(settings, name)) is not None:
+            ours[f"BATCHMILL_{name.upper()}"] = secret.get_secret_value()
     kept = {name: value for name, value in os.environ.items() if not name.startswith("BATCHMILL_")}
     return {**kept, **ours, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
 
@@ -57,7 +59,7 @@ def programs_of(settings: Settings, addresses: StackAddresses) -> Sequence[Progr
         "BATCHMILL_BROKER_URL": addresses.broker_url,
     }
     common.setdefault("BATCHMILL_ARTIFACTS", str(layout.artifacts))
-    return (
+    programs = [
         Program(
             name=WORKER,
             command=(sys.executable, "-m", "worker"),
@@ -71,11 +73,19 @@ def programs_of(settings: Settings, addresses: StackAddresses) -> Sequence[Progr
         Program(
             name=WEBHOOKS,
             command=(sys.executable, "-m", "worker.webhooks"),
-            environment={**common, "BATCHMILL_DATABASE_URL": as_role(addresses.database_url, roles.WEBHOOKS)},
+            environment={
+                **common,
+                "BATCHMILL_DATABASE_URL": as_role(addresses.database_url, roles.WEBHOOKS),
+                **({"BATCHMILL_METRICS_PORT": str(port + 1)} if (port := settings.metrics_port) else {}),
+            },
             folder=layout.home,
             stop_seconds=10.0,
         ),
-    )
+    ]
+    seen = {**common, "BATCHMILL_DATABASE_URL": as_role(addresses.database_url, roles.READER)}
+    if (watching := flower.program_of(settings, layout, seen)) is not None:
+        programs.append(watching)
+    return programs
 
 
 def ready_file(layout: Layout) -> Path:

@@ -55,6 +55,8 @@ class ChildState(BaseModel):
     pid: int | None
     """None between its end and the next start."""
     restarts: int
+    address: str | None = None
+    """Where people reach it, if they do."""
 
 
 class StackState(BaseModel):

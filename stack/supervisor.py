@@ -52,7 +52,7 @@ class _Watch:
     @property
     def state(self) -> ChildState:
         pid = self.child.pid if self.child else None
-        return ChildState(name=self._program.name, pid=pid, restarts=self._restarts)
+        return ChildState(name=self._program.name, pid=pid, restarts=self._restarts, address=self._program.address)
 
     def tend(self) -> bool:
         """Note that it ended, or start it again once its pause is over; whether either happened."""

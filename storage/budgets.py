@@ -93,8 +93,12 @@ def lower_ceiling(connection: Connection, model_id: int, device: str, tokens: in
     return bool(lowered.rowcount)
 
 
-def speed(connection: Connection, model_id: int) -> float | None:
-    """Tokens a second of the fastest device on which the model was measured."""
-    return connection.execute(
-        select(func.max(batch_budgets.c.tokens_per_second)).where(batch_budgets.c.model_id == model_id)
-    ).scalar_one_or_none()
+def fastest(connection: Connection, model_id: int) -> Budget | None:
+    """What was measured on the device on which the model is fastest, where it was measured at all."""
+    row = connection.execute(
+        select(*_COLUMNS)
+        .where(batch_budgets.c.model_id == model_id)
+        .order_by(batch_budgets.c.tokens_per_second.desc())
+        .limit(1)
+    ).first()
+    return None if row is None else Budget(*row)

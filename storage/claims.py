@@ -67,8 +67,9 @@ _WAITED = """
 
 _PICK_JOB = text(f"""
     SELECT * FROM (
-        SELECT jobs.id, jobs.priority, jobs.target_id, jobs.service, jobs.queued_at, model_id, memory_bytes, here,
-               here OR memory_bytes <= :free OR memory_bytes > :total AS fits, NOT here AND {_WAITED} AS starves
+        SELECT jobs.id, jobs.priority, jobs.target_id, jobs.service, jobs.queued_at, jobs.traceparent,
+               model_id, memory_bytes, here, here OR memory_bytes <= :free OR memory_bytes > :total AS fits,
+               NOT here AND {_WAITED} AS starves
         FROM (SELECT * FROM jobs WHERE pool = :pool AND {_OPEN} AND priority <= :lowest
               ORDER BY priority, service LIMIT :most) AS jobs
         JOIN targets ON targets.id = jobs.target_id JOIN models ON models.id = targets.model_id,
@@ -104,6 +105,17 @@ _CHARGE_JOB = text("""
 _ALONE_WAITS = text(f"""
     SELECT min(jobs.priority) FROM jobs JOIN shards ON shards.job_id = jobs.id
     WHERE jobs.pool = :pool AND {_OPEN} AND shards.alone AND shards.not_before < now() - :patience AND {_CLAIMABLE}
+""")
+
+
+_COUNT_WAITING = text(f"""
+    SELECT (SELECT count(*)
+            FROM (SELECT FROM jobs JOIN shards ON shards.job_id = jobs.id
+                  WHERE jobs.pool = :pool AND {_OPEN} AND {_CLAIMABLE} LIMIT :most) AS found),
+           coalesce((SELECT extract(epoch FROM now() - coalesce(served_at, queued_at))::float FROM jobs
+                     WHERE pool = :pool AND {_OPEN}
+                       AND EXISTS (SELECT FROM shards WHERE shards.job_id = jobs.id AND {_CLAIMABLE})
+                     ORDER BY coalesce(served_at, queued_at) LIMIT 1), 0)
 """)
 
 
@@ -203,6 +215,7 @@ def _take(
         loading=shard.loading,
         priority=Priority.of_rank(job.priority),
         input_ids=shard.input_ids,
+        traceparent=job.traceparent,
     )
 
 
@@ -220,6 +233,22 @@ def claimable(connection: Connection, most: int) -> dict[str, int]:
         {"most": most},
     )
     return {row[0]: row[1] for row in rows}
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """What waits in a pool."""
+
+    shards: int
+    """That could be claimed now."""
+    oldest_seconds: float
+    """Since the job was served last, or else queued, that was not served for longest; 0 when none waits."""
+
+
+def waiting(connection: Connection, pool: str, most: int) -> Waiting:
+    """What could be claimed now in a pool, counted up to `most` shards."""
+    found = connection.execute(_COUNT_WAITING, {"pool": pool, "most": most}).one()
+    return Waiting(*found)
 
 
 def any_claimable(connection: Connection, pool: str) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -11,6 +11,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from contracts.errors import JobNotFound, WrongState
 from contracts.jobs import JobCounts, JobInfo, JobStats
+from contracts.names import Task, split_reference
 from contracts.states import JobState, Priority
 from storage import locks
 
@@ -73,15 +74,40 @@ def _not_found(job_id: UUID) -> JobNotFound:
     return JobNotFound(f"no job {job_id}; `batchmill jobs list` shows those that exist")
 
 
-def list_newest(connection: Connection, *, states: Sequence[JobState] = (), limit: int = 50) -> list[JobInfo]:
-    """The newest jobs first; those in some states only, where any are named."""
+@dataclass(frozen=True)
+class JobFilter:
+    """Which jobs to list; what is None or empty asks for nothing."""
+
+    states: Sequence[JobState] = ()
+    model: str | None = None
+    """`name`, of any version, or `name@version`."""
+    task: Task | None = None
+    pool: str | None = None
+    since: datetime | None = None
+    """Submitted then or later."""
+    until: datetime | None = None
+    """Submitted before."""
+
+
+def list_newest(connection: Connection, wanted: JobFilter | None = None, *, limit: int = 50) -> list[JobInfo]:
+    """The newest jobs first, of those that are wanted."""
+    wanted = wanted or JobFilter()
+    name, version = split_reference(wanted.model) if wanted.model is not None else (None, None)
+    # Only what is asked for is a condition: the planner sees which index serves it.
+    conditions = {
+        "jobs.state = ANY(:states)": [str(state) for state in wanted.states] or None,
+        "models.name = :name": name,
+        "models.version = :version": version,
+        "models.task = :task": wanted.task,
+        "jobs.pool = :pool": wanted.pool,
+        "jobs.created_at >= :since": wanted.since,
+        "jobs.created_at < :until": wanted.until,
+    }
+    asked = {condition: value for condition, value in conditions.items() if value is not None}
+    where = f"WHERE {' AND '.join(asked)} " if asked else ""
+    values = {condition.partition(":")[2].rstrip(")"): value for condition, value in asked.items()}
     rows = connection.execute(
-        text(
-            _SELECT
-            + "WHERE cardinality(CAST(:states AS text[])) = 0 OR jobs.state = ANY(:states) "
-            + "ORDER BY jobs.created_at DESC, jobs.id DESC LIMIT :limit"
-        ),
-        {"states": [str(state) for state in states], "limit": limit},
+        text(f"{_SELECT} {where} ORDER BY jobs.created_at DESC, jobs.id DESC LIMIT :limit"), {**values, "limit": limit}
     )
     return [_info(row) for row in rows]
 
@@ -120,11 +146,14 @@ def open_job(
     priority: Priority,
     metadata: Mapping[str, Any],
     listener: Listener | None = None,
+    traceparent: str | None = None,
 ) -> UUID:
     """A new job that receives items."""
     statement = text("""
-        INSERT INTO jobs (target_id, pool, state, priority, metadata, callback_url, endpoint_id, progress_at)
-        VALUES (:target_id, :pool, 'receiving', :priority, :metadata, :callback_url, :endpoint_id, :progress_at)
+        INSERT INTO jobs (target_id, pool, state, priority, metadata, callback_url, endpoint_id, progress_at,
+                          traceparent)
+        VALUES (:target_id, :pool, 'receiving', :priority, :metadata, :callback_url, :endpoint_id, :progress_at,
+                :traceparent)
         RETURNING id
     """).bindparams(bindparam("metadata", type_=JSONB), bindparam("progress_at", type_=ARRAY(SmallInteger)))
     values = {
@@ -135,6 +164,7 @@ def open_job(
         "callback_url": listener and listener.url,
         "endpoint_id": listener and listener.endpoint_id,
         "progress_at": list(listener.progress_at) if listener else [],
+        "traceparent": traceparent,
     }
     job_id: UUID = connection.execute(statement, values).scalar_one()
     return job_id

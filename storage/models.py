@@ -95,6 +95,12 @@ def list_all(connection: Connection) -> list[ModelSpec]:
     return [_spec(row) for row in connection.execute(query)]
 
 
+def list_versions(connection: Connection, name: str) -> list[ModelSpec]:
+    """The registered versions of a name, oldest first."""
+    query = select(*_SPEC_COLUMNS).where(models.c.name == name, models.c.removed_at.is_(None))
+    return [_spec(row) for row in connection.execute(query.order_by(models.c.version))]
+
+
 def remove(connection: Connection, model_id: int) -> None:
     """Take a model out of the register; its results stay with the jobs that hold them."""
     connection.execute(

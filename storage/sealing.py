@@ -31,9 +31,9 @@ _DISTINCT_INPUTS = text("""
 # so that equal jobs on two workers meet in the middle instead of walking in step.
 _CUT_SHARDS = text("""
     WITH waiting AS (
-        SELECT id, size / 4 + 2 AS tokens, row_number() OVER longest AS place,
-               sum(greatest(size / 4 + 2, :floor)) OVER longest - greatest(size / 4 + 2, :floor) AS before
-        FROM batchmill_distinct WHERE truncated IS NULL
+        SELECT id, tokens, row_number() OVER longest AS place,
+               sum(greatest(tokens, :floor)) OVER longest - greatest(tokens, :floor) AS before
+        FROM (SELECT id, size, size / 4 + 2 + :extra AS tokens FROM batchmill_distinct WHERE truncated IS NULL) AS line
         WINDOW longest AS (ORDER BY size DESC, id ROWS UNBOUNDED PRECEDING)
     ), cut AS (
         SELECT floor(before / :shard_tokens) AS number, array_agg(id ORDER BY place) AS input_ids,
@@ -68,6 +68,7 @@ def seal(
     *,
     shard_tokens: int,
     shard_inputs: int,
+    extra_tokens: int = 0,
     expires_in: timedelta | None = None,
 ) -> int:
     """Receiving -> queued, or succeeded when every input has a result already.
@@ -80,6 +81,7 @@ def seal(
         target_id: What it computes.
         shard_tokens: Estimated tokens (four bytes each) after which a shard ends.
         shard_inputs: Inputs after which a shard ends.
+        extra_tokens: What each input costs beyond its own tokens.
         expires_in: How long from now the job may take; as long as it takes when not given.
 
     Returns:
@@ -96,9 +98,10 @@ def seal(
     distinct, cached, truncated, tokens = connection.execute(
         text("""
             SELECT count(*), count(truncated), count(*) FILTER (WHERE truncated),
-                   coalesce(sum(size / 4 + 2) FILTER (WHERE truncated IS NULL), 0)::bigint
+                   coalesce(sum(size / 4 + 2 + :extra) FILTER (WHERE truncated IS NULL), 0)::bigint
             FROM batchmill_distinct
-        """)
+        """),
+        {"extra": extra_tokens},
     ).one()
     shard_tokens = min(shard_tokens, max(tokens // FEWEST_SHARDS, SMALLEST_SHARD))
     siblings = connection.execute(
@@ -113,6 +116,7 @@ def seal(
             # Rounded up to a fraction that floats add up exactly, or now and then a shard would take one too many.
             "floor": -(-shard_tokens * 1024 // shard_inputs) / 1024,
             "siblings": siblings,
+            "extra": extra_tokens,
         },
     ).rowcount
     connection.execute(

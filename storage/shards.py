@@ -29,6 +29,8 @@ class Lease:
     priority: Priority
     input_ids: list[int]
     """Longest input first."""
+    traceparent: str | None = None
+    """Of the job's submission, where that was traced."""
 
 
 def valid(connection: Connection, tokens: Sequence[UUID]) -> set[UUID]:

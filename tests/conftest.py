@@ -15,11 +15,13 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
+from benchmarks import heads
 from producer import Client
 from stack.servers import servers
 from stack.state import StackAddresses
 from storage import schema
 from storage.database import Database
+from tests.models import save_language_model
 from tests.rabbitmq_node import missing, rabbitmq
 
 _names = count()
@@ -58,6 +60,24 @@ def make_database(addresses: StackAddresses) -> Callable[..., str]:
         return create(f"test_{next(_names)}", "migrated" if migrated else "template1")
 
     return make
+
+
+@pytest.fixture(scope="session")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a classifier with five labels, trained for this session."""
+    return heads.save_classifier(tmp_path_factory.mktemp("classifier"))
+
+
+@pytest.fixture(scope="session")
+def reranker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a cross-encoder, trained for this session."""
+    return heads.save_reranker(tmp_path_factory.mktemp("reranker"))
+
+
+@pytest.fixture(scope="session")
+def language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small model that speaks in tongues: the first layers of SmolLM2, with 256 positions."""
+    return save_language_model(tmp_path_factory.mktemp("language_model"), layers=2, positions=256)
 
 
 @pytest.fixture

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.weights import MINILM
+from benchmarks.weights import MINILM, SMOLLM2
 from contracts.models import ModelSpec
 
-__all__ = ["MINILM", "model_spec", "variant"]
+__all__ = ["MINILM", "SMOLLM2", "changed", "model_spec", "save_language_model", "variant"]
 
 
 def model_spec(**changes: Any) -> ModelSpec:
@@ -40,4 +40,33 @@ def variant(folder: Path, files: dict[str, Any]) -> Path:
         if value is not None:
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_text(json.dumps(value))
+    return folder
+
+
+def changed(model: Path, folder: Path, config: dict[str, Any], *, weights: bool = True) -> Path:
+    """The folder with the model's files and a `config.json` that differs."""
+    for original in model.iterdir():
+        if original.name != "config.json" and (weights or original.suffix != ".safetensors"):
+            (folder / original.name).symlink_to(original)
+    values = json.loads((model / "config.json").read_text()) | config
+    (folder / "config.json").write_text(json.dumps(values))
+    return folder
+
+
+def save_language_model(folder: Path, *, layers: int, positions: int) -> Path:
+    """A Hugging Face folder with the first layers of SmolLM2, its tokenizer and its chat template."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from contracts.names import Quantization
+    from worker.loading import load_module, load_tokenizer
+
+    module: Any = load_module(SMOLLM2.parent, Quantization.NONE, "cpu", AutoModelForCausalLM)
+    del module.model.layers[layers:]
+    # Words that go in and words that come out have vectors of their own, so that a test can spoil one of them.
+    module.lm_head.weight = torch.nn.Parameter(module.lm_head.weight.detach().clone())
+    module.config.update({"num_hidden_layers": layers, "max_position_embeddings": positions})
+    module.config.tie_word_embeddings = False
+    module.save_pretrained(folder)
+    load_tokenizer(SMOLLM2.parent).save_pretrained(folder)
     return folder

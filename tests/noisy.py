@@ -3,6 +3,9 @@
 import logging
 import os
 import runpy
+from typing import Any
+
+from contracts import logs
 
 
 def main(module: str) -> None:
@@ -10,8 +13,14 @@ def main(module: str) -> None:
 
     SQLAlchemy's is at INFO, which shows statements: at DEBUG it shows rows, which is what DEBUG there is for.
     """
-    logging.basicConfig(level=logging.DEBUG, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("sqlalchemy.engine").setLevel(logging.INFO)
+    configure = logs.configure
+
+    def noisily(*arguments: Any, **always: str) -> None:
+        configure(*arguments, **always)
+        logging.getLogger().setLevel(logging.DEBUG)
+        logging.getLogger("sqlalchemy.engine").setLevel(logging.INFO)
+
+    logs.configure = noisily
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 

@@ -2,15 +2,22 @@
 
 import logging
 import sys
+from contextlib import closing
 
 from tenacity import Retrying, before_sleep_log, retry_if_exception_type, stop_after_delay, wait_exponential
 
+from contracts import logs
 from contracts.errors import BatchmillError, DatabaseUnavailable
 from contracts.settings import Settings, load_settings
+from contracts.tracing import Tracing
 from storage.database import Database
 from worker import hardware
 from worker.app import build
+from worker.health import VITAL, Health
 from worker.leaving import Departure
+from worker.observing import WorkerMetrics
+from worker.probes import serving
+from worker.process import worker_name
 
 log = logging.getLogger("worker")
 
@@ -22,12 +29,17 @@ def run(settings: Settings) -> int:
     """Work until SIGTERM or SIGINT, or until the process finds itself cut off; the exit code."""
     # The thread that drives the model gives way to Python in others; a long turn of theirs would leave it waiting.
     sys.setswitchinterval(0.0005)
+    logs.configure(settings, worker=worker_name())
     departure = Departure()
-    with Database(
+    metrics = WorkerMetrics()
+    database = Database(
         str(settings.database_url),
         pool_size=settings.slots + 4,
         transaction_seconds=max(settings.lease_seconds, SHORTEST),
-    ) as database:
+    )
+    health = Health(database, VITAL)
+    tracing = Tracing("batchmill-worker")
+    with database, closing(tracing), serving(settings, metrics.registry, health):
         for attempt in Retrying(
             retry=retry_if_exception_type(DatabaseUnavailable),
             wait=wait_exponential(multiplier=0.2, max=3),
@@ -36,7 +48,7 @@ def run(settings: Settings) -> int:
             reraise=True,
         ):
             with attempt:
-                app = build(settings, database, hardware.detect(settings), departure)
+                app = build(settings, database, hardware.detect(settings), departure, metrics, health, tracing)
         app.worker_main(
             [
                 "--quiet",
@@ -45,6 +57,7 @@ def run(settings: Settings) -> int:
                 f"--concurrency={settings.slots}",
                 "--without-mingle",
                 "--without-gossip",
+                "--task-events",  # for Flower: published, and kept by no broker when nobody listens
                 "--loglevel=WARNING",
                 f"--hostname={settings.pool}@%h.{id(app) & 0xFFFF:x}",
             ]
@@ -54,8 +67,7 @@ def run(settings: Settings) -> int:
 
 def main() -> int:
     """Run a worker; an error that is ours is one line and exit code 1."""
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    log.setLevel(logging.INFO)
+    logs.configure()
     try:
         return run(load_settings())
     except BatchmillError as error:

@@ -8,19 +8,39 @@ from celery.signals import setup_logging, worker_ready, worker_shutdown, worker_
 
 from contracts.errors import UnavailableError
 from contracts.settings import Settings
+from contracts.tracing import Tracing
 from storage.broker import TICK, TICK_QUEUE, TICKET, Tickets, celery_app, queue
 from storage.database import Database
 from worker import maintenance
 from worker.hardware import Hardware
+from worker.health import Health, Stage
 from worker.leaving import Departure
+from worker.observing import WorkerMetrics
 from worker.process import WorkerProcess
 from worker.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
 
-def build(settings: Settings, database: Database, hardware: Hardware, departure: Departure) -> Celery:
+def build(
+    settings: Settings,
+    database: Database,
+    hardware: Hardware,
+    departure: Departure,
+    metrics: WorkerMetrics,
+    health: Health,
+    tracing: Tracing,
+) -> Celery:
     """The application, ready to consume the tickets of the pool and the ticks.
+
+    Args:
+        settings: Of the process.
+        database: Where its work is.
+        hardware: What it computes on.
+        departure: How the process ends.
+        metrics: Counts what it does.
+        health: Is told how far it has come.
+        tracing: Takes spans of its shards.
 
     Raises:
         ConfigurationError: A setting is wrong.
@@ -31,8 +51,9 @@ def build(settings: Settings, database: Database, hardware: Hardware, departure:
     app.conf.task_queues = [queue(settings.pool), TICK_QUEUE]
     app.conf.worker_consumer = "worker.consumer:TicketConsumer"
     tickets = Tickets(str(settings.broker_url), app)
-    process = WorkerProcess(settings, database, tickets, hardware)
+    process = WorkerProcess(settings, database, tickets, hardware, metrics, tracing)
     process.start()
+    health.watch(process.stalled_for, settings.stall_seconds)
     ticking = threading.Lock()
 
     def guarded_tick() -> None:
@@ -40,18 +61,24 @@ def build(settings: Settings, database: Database, hardware: Hardware, departure:
         if not ticking.acquire(blocking=False):
             return
         try:
-            maintenance.tick(settings, database, tickets)
+            maintenance.tick(settings, database, tickets, metrics.rescued)
+            health.ticked()
         finally:
             ticking.release()
 
     watchdog = Watchdog(process, settings.tick_seconds, guarded_tick, departure.ask)
 
     @app.task(name=TICKET)  # type: ignore[untyped-decorator]
-    def ticket(pool: str) -> None:
+    def ticket(pool: str) -> dict[str, str | int]:
+        # Nobody waits for what it returns: it is what Flower shows of a ticket.
         try:
-            process.serve(pool)
+            served = process.serve(pool)
         except UnavailableError as error:
             log.warning("a ticket was not served: %s", error)
+            return {"unavailable": error.code}
+        if served is None:
+            return {"claimed": "nothing"}
+        return {"model": served.model, "items": served.items, "job": str(served.job), "shard": str(served.shard)}
 
     @app.task(name=TICK)  # type: ignore[untyped-decorator]
     def tick() -> None:
@@ -66,6 +93,7 @@ def build(settings: Settings, database: Database, hardware: Hardware, departure:
     def ready(**_: object) -> None:
         guarded_tick()
         watchdog.start()
+        health.stage = Stage.WORKING
         if settings.ready_file is not None:
             settings.ready_file.touch()
         log.info("%s serves pool %s", process.name, settings.pool)
@@ -73,6 +101,7 @@ def build(settings: Settings, database: Database, hardware: Hardware, departure:
     @worker_shutting_down.connect(weak=False)  # type: ignore[untyped-decorator]
     def shutting_down(**_: object) -> None:
         departure.begin(process.give_back)
+        health.stage = Stage.LEAVING
         watchdog.stop()
         process.drain()
 

@@ -6,7 +6,9 @@ import sys
 from typing import Any
 
 from celery.beat import Scheduler
+from celery.signals import setup_logging
 
+from contracts import logs
 from contracts.errors import BatchmillError
 from contracts.settings import Settings, load_settings
 from storage.broker import TICK, TICK_QUEUE, celery_app
@@ -17,6 +19,8 @@ log = logging.getLogger("worker.beat")
 
 def run(settings: Settings) -> None:
     """Send a tick every few seconds until SIGTERM or SIGINT."""
+    logs.configure(settings)
+    setup_logging.connect(_keep_logging)
     app = celery_app(str(settings.broker_url))
     app.conf.beat_schedule = {
         "tick": {
@@ -32,6 +36,10 @@ def run(settings: Settings) -> None:
     )
     _leave_in_time(beat)
     beat.run()
+
+
+def _keep_logging(**_: object) -> None:
+    """Celery leaves logging alone when somebody answers its signal."""
 
 
 def _leave_in_time(beat: Any) -> None:
@@ -54,7 +62,7 @@ def _leave_in_time(beat: Any) -> None:
 
 def main() -> int:
     """Run beat; an error that is ours is one line and exit code 1."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.configure()
     try:
         run(load_settings())
     except BatchmillError as error:

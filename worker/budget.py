@@ -14,7 +14,7 @@ from worker.engines.base import Engine
 
 log = logging.getLogger(__name__)
 
-SMALLEST, LARGEST = 512, 262_144
+LARGEST = 262_144
 LENGTH = 64
 """Tokens of a row to measure with: about what a sentence or two take."""
 PASSES = 5
@@ -52,7 +52,7 @@ def measure(
     attempt = partial(_attempt, engine, params, begin_pass, clock)
     # The first pass pays for what libraries put off until then.
     trial = attempt(LENGTH, 1)
-    tokens, ceiling = SMALLEST, None
+    tokens, ceiling = engine.smallest_pass, None
     if trial.seconds is not None:
         while (trial := attempt(tokens, PASSES)).full and tokens > LENGTH:
             tokens = ceiling = tokens // 2

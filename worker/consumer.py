@@ -114,7 +114,9 @@ def headers_of_ticket(message: Any, queues: Container[str]) -> dict[str, Any]:
         raise NotATicket("an expiry that is none")
     if headers.get("eta") is not None or type(headers["id"]) is not str:
         raise NotATicket("wrong headers")
-    return {"lang": "py", "task": headers["task"], "id": headers["id"], "expires": expires}
+    # What events show of it is ours, whatever the message says of itself.
+    shown = {"argsrepr": repr(tuple(arguments)), "kwargsrepr": "{}"}
+    return {"lang": "py", "task": headers["task"], "id": headers["id"], "expires": expires, **shown}
 
 
 _NO_MESSAGE = (AttributeError, LookupError, RecursionError, TypeError, ValueError, DataError)

@@ -13,8 +13,9 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from contracts import logs
 from contracts.errors import ItemFailed
-from contracts.models import TargetSpec
+from contracts.models import ModelSpec, TargetSpec
 from worker.batcher import Block, MicroBatch, MicroBatcher
 from worker.engines.base import Output
 from worker.forward import forward
@@ -50,10 +51,16 @@ class Device:
 
     Args:
         deliver: Takes what was computed; called from the device's thread, so it must not take long.
+        observe: Told of each micro-batch that went through a model, and the seconds that it took; called alike.
     """
 
-    def __init__(self, deliver: Callable[[list[Computed]], None]) -> None:
+    def __init__(
+        self,
+        deliver: Callable[[list[Computed]], None],
+        observe: Callable[[ModelSpec, MicroBatch, float], None] = lambda *_: None,
+    ) -> None:
         self._deliver = deliver
+        self._observe = observe
         self._batcher = MicroBatcher()
         self._shards: dict[Block, HeldShard] = {}
         self._ceilings: dict[int, int] = {}
@@ -92,8 +99,14 @@ class Device:
             self._changed.notify()
         return future.result()  # type: ignore[return-value]
 
-    def submit(self, shard: HeldShard, budget_tokens: int) -> None:
-        """Take a shard in; its `finished` event is set once each row has a stored result or a known error."""
+    def submit(self, shard: HeldShard, budget_tokens: int, pass_seconds: float = 0.0) -> None:
+        """Take a shard in; its `finished` event is set once each row has a stored result or a known error.
+
+        Args:
+            shard: What is to be computed.
+            budget_tokens: Padded tokens that a pass of its target holds.
+            pass_seconds: What such a pass takes.
+        """
         with self._changed:
             if self._draining:
                 shard.abandon()
@@ -104,7 +117,7 @@ class Device:
                 return
             self._shards[shard.block] = shard
             ceiling = self._ceilings.get(shard.target.model.id, budget_tokens)
-            self._batcher.set_budget(shard.block.target, min(budget_tokens, ceiling))
+            self._batcher.set_budget(shard.block.target, min(budget_tokens, ceiling), pass_seconds)
             self._batcher.add(shard.block, time.monotonic())
             self._changed.notify()
 
@@ -121,6 +134,7 @@ class Device:
                     alone &= ~shared
         shard.block.order = shard.block.order[alone[shard.block.order]]
         shard.uncomputed = int(alone.sum())
+        shard.followed = len(alone) - shard.uncomputed
 
     def settle(self, computed: Iterable[Computed]) -> None:
         """Note that results are in the database."""
@@ -209,7 +223,12 @@ class Device:
     def _run_batch(self, batch: MicroBatch, shards: list[HeldShard]) -> None:
         self._in_flight = shards
         try:
-            computed = self._compute(batch, shards)
+            with logs.bound(
+                model=shards[0].target.model.reference,
+                job=logs.Ids([shard.lease.job_id for shard in shards]),
+                shard=logs.Ids([shard.lease.shard_id for shard in shards]),
+            ):
+                computed = self._compute(batch, shards)
         except CancelledError:
             log.info(
                 "%d inputs in the middle of a pass are let go: their shards are", sum(len(p.rows) for p in batch.parts)
@@ -222,7 +241,9 @@ class Device:
     def _compute(self, batch: MicroBatch, shards: list[HeldShard]) -> list[Computed]:
         rows = [shard.rows[row] for part, shard in zip(batch.parts, shards, strict=True) for row in part.rows.tolist()]
         target = shards[0].target
+        began = time.perf_counter()
         result = forward(shards[0].engine, rows, target.params, self._form(target), self._begin_pass)
+        self._observe(target.model, batch, time.perf_counter() - began)
         places = np.array(result.places, dtype=np.int64)
         self.inputs += len(rows)
         self.tokens += batch.real_tokens
@@ -256,7 +277,7 @@ class Device:
 
     def _form(self, target: TargetSpec) -> OutputForm:
         if target.id not in self._forms:
-            self._forms[target.id] = OutputForm(target.model.task, target.params)
+            self._forms[target.id] = OutputForm(target.model.task, target.params, target.model.engine)
         return self._forms[target.id]
 
     def _lower_ceiling(self, target: TargetSpec, tokens: int, shards: list[HeldShard]) -> None:

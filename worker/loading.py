@@ -1,15 +1,27 @@
-"""Models of the Hugging Face layout, from a folder into memory, in any of our quantizations."""
+"""Models of the Hugging Face layout or in a GGUF file, from a folder into memory, in any of our quantizations."""
 
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
+from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from huggingface_hub import constants as hub
-from transformers import AutoConfig, AutoModel, AutoTokenizer, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GgufConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers import logging as transformers_logging
+from transformers import modeling_gguf_pytorch_utils as gguf_loading
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
@@ -27,33 +39,46 @@ def load_module(
 ) -> PreTrainedModel:
     """The model in the folder, on the device, ready to compute what its kind does: hidden states by default.
 
-    Weights come from safetensors, and no code from the folder. bitsandbytes' 4-bit layers are repacked in
-    place by their first forward pass on a CPU: what is to be saved must be saved before.
+    Weights come from safetensors, or from the one GGUF file of the folder, and no code from it. bitsandbytes' 4-bit
+    layers are repacked in place by their first forward pass on a CPU: what is to be saved must be saved before.
 
     Raises:
         ModelLoadFailed: A library could not load it, weights are missing, or they are stored in another
             quantization than the one asked for.
     """
-    with _quiet(), _failing(folder):
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    packed = gguf_file(folder)
+    with _quiet(), _failing(packed or folder):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **_named(packed))
         stored = _stored_quantization(folder, config)
         if stored not in (None, quantization):
             raise ModelLoadFailed(f"{folder}: the weights are stored as {stored}; register the model as that")
+        recipe = _recipe(quantization, _heads(config, kind)) if stored is None else None
         module, report = kind.from_pretrained(
             folder,
             config=config,
             dtype=getattr(torch, quantization.compute_dtype),
-            quantization_config=_recipe(quantization) if stored is None else None,
-            device_map={"": device},
+            quantization_config=recipe if packed is None else GgufConfig(dequantize=True),
+            device_map={"": device if packed is None or recipe is None else "cpu"},
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
+            # Or it prints a table and raises without a reason; what does not fit is refused below.
+            ignore_mismatched_sizes=True,
+            **_named(packed),
         )
+        if packed is not None and recipe is not None:
+            module = _quantized(module, recipe, device)
     optional = HEADS if kind is AutoModel else ()
     missing = sorted(key for key in report["missing_keys"] if not key.startswith(optional))
     if missing:
         raise ModelLoadFailed(f"{folder}: {len(missing)} weights are missing, the first of them {missing[0]}")
+    for key, stored_shape, wanted in sorted(report["mismatched_keys"]):
+        names = "; id2label has to name each output" if kind is AutoModelForSequenceClassification else ""
+        raise ModelLoadFailed(
+            f"{folder / 'config.json'} does not fit the weights: {key} has the shape {list(stored_shape)}, and the "
+            f"config makes it {list(wanted)}{names}"
+        )
     return cast("PreTrainedModel", module)
 
 
@@ -63,14 +88,46 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     Raises:
         ModelLoadFailed: There is none, or the library could not load it.
     """
-    with _quiet(), _failing(folder):
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    packed = gguf_file(folder)
+    with _quiet(), _failing(packed or folder):
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, **_named(packed)
+        )
         if not isinstance(tokenizer, PreTrainedTokenizerFast):
             raise ModelLoadFailed(f"{folder}: {type(tokenizer).__name__} is no fast tokenizer; add tokenizer.json")
         # Without its files the library makes one up that knows no word.
         if len(tokenizer) <= len(tokenizer.all_special_ids):
             raise ModelLoadFailed(f"{folder}: the tokenizer has no vocabulary; add tokenizer.json")
         return tokenizer
+
+
+def gguf_file(folder: Path) -> Path | None:
+    """The GGUF file that is all of the model, its config and tokenizer included; None where the folder has none.
+
+    Raises:
+        ModelLoadFailed: There are several.
+    """
+    found = sorted(folder.glob("*.gguf"))
+    if len(found) > 1:
+        raise ModelLoadFailed(f"{folder}: {len(found)} GGUF files, the first of them {found[0].name}: a model is one")
+    return found[0] if found else None
+
+
+def _named(packed: Path | None) -> dict[str, Any]:
+    """How transformers is told of a GGUF file."""
+    return {} if packed is None else {"gguf_file": packed.name}
+
+
+def _quantized(dense: PreTrainedModel, recipe: BitsAndBytesConfig, device: str) -> PreTrainedModel:
+    """The model with its linear layers packed by bitsandbytes: transformers does not do both to one GGUF file."""
+    return type(dense).from_pretrained(
+        None,
+        config=dense.config,
+        state_dict=dense.state_dict(),
+        dtype=dense.dtype,
+        quantization_config=recipe,
+        device_map={"": device},
+    )
 
 
 def weight_bytes(module: torch.nn.Module) -> int:
@@ -99,15 +156,28 @@ def _stored_quantization(folder: Path, config: PretrainedConfig) -> Quantization
     return Quantization(f"{stored['bnb_4bit_quant_type']}{double}")
 
 
-def _recipe(quantization: Quantization) -> BitsAndBytesConfig | None:
+def _heads(config: PretrainedConfig, kind: type[_BaseAutoModelClass]) -> list[str] | None:
+    """The parts of a classifier that stay as they are: all but its base; None where the library knows by itself.
+
+    A head has few outputs, often fewer than a 4-bit layer can be packed with, and next to no weights.
+    """
+    if kind is not AutoModelForSequenceClassification:
+        return None
+    with torch.device("meta"):
+        shell = kind.from_config(deepcopy(config))  # type: ignore[no-untyped-call]
+    return [name for name, _ in shell.named_children() if name != shell.base_model_prefix]
+
+
+def _recipe(quantization: Quantization, left_alone: list[str] | None) -> BitsAndBytesConfig | None:
     """What bitsandbytes is to do to the linear layers, where it is to do anything."""
     if quantization is Quantization.INT8:
-        return BitsAndBytesConfig(load_in_8bit=True)  # type: ignore[no-untyped-call]
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=left_alone)  # type: ignore[no-untyped-call]
     if not quantization.four_bit:
         return None
     kind, _, double = quantization.partition("-")
     return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
         load_in_4bit=True,
+        llm_int8_skip_modules=left_alone,  # of 4-bit layers too, whatever its name says
         bnb_4bit_quant_type=kind,
         bnb_4bit_use_double_quant=bool(double),
         bnb_4bit_compute_dtype=getattr(torch, quantization.compute_dtype),
@@ -145,9 +215,13 @@ def _quiet() -> Iterator[None]:
     hub.HF_HUB_OFFLINE = True
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    # This one asks nobody.
+    gguf_bar = vars(gguf_loading)["tqdm"]
+    vars(gguf_loading)["tqdm"] = partial(gguf_bar, disable=True)
     try:
         yield
     finally:
+        vars(gguf_loading)["tqdm"] = gguf_bar
         hub.HF_HUB_OFFLINE = offline
         transformers_logging.set_verbosity(verbosity)
         if bars:

@@ -14,14 +14,22 @@ from worker.purging import purge_when_due
 log = logging.getLogger(__name__)
 
 
-def tick(settings: Settings, database: Database, tickets: Tickets) -> None:
+def tick(
+    settings: Settings, database: Database, tickets: Tickets, rescued: Callable[[int], None] = lambda _: None
+) -> None:
     """Carry out what is due; any number of ticks, from any number of workers at once, is harmless.
 
     What cannot be done now is logged and left to the next tick, and holds up nothing else.
+
+    Args:
+        settings: Say when things are due.
+        database: Where they are.
+        tickets: Wake workers.
+        rescued: Told how many leases went back to the queue.
     """
     steps: tuple[Callable[[], object], ...] = (
         lambda: top_up(settings, database, tickets),
-        lambda: free_leases(database),
+        lambda: rescued(free_leases(database)),
         lambda: expire_jobs(database),
         lambda: remove_abandoned(settings, database),
         lambda: purge_when_due(settings, database),
@@ -46,14 +54,15 @@ def top_up(settings: Settings, database: Database, tickets: Tickets) -> None:
             log.info("%d tickets for pool %s", published, pool)
 
 
-def free_leases(database: Database) -> None:
-    """Let expired leases go back to the queue.
+def free_leases(database: Database) -> int:
+    """Let expired leases go back to the queue; how many there were.
 
     Raises:
         DatabaseUnavailable: Postgres does not answer.
     """
     if rescued := rescue.rescue(database):
         log.warning("%d leases expired: their workers are dead, or cut off", len(rescued))
+    return len(rescued)
 
 
 def expire_jobs(database: Database) -> None:

@@ -7,9 +7,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
+from uuid import UUID
 
 from tenacity import (
     Retrying,
@@ -21,6 +22,7 @@ from tenacity import (
     wait_exponential,
 )
 
+from contracts import logs
 from contracts.errors import (
     ArtifactError,
     BatchmillError,
@@ -31,19 +33,23 @@ from contracts.errors import (
     ModelError,
     UnavailableError,
 )
-from contracts.models import TargetSpec
+from contracts.models import ModelSpec, TargetSpec
 from contracts.settings import Settings
 from contracts.states import Priority
+from contracts.tracing import Span, Tracing
 from storage import claims, control, models, schema, shards
 from storage.broker import Tickets
+from storage.budgets import Budget
 from storage.database import Database
 from storage.shards import Lease
 from storage.workers import WorkerReport
 from worker import preparing
-from worker.device import Device
+from worker.device import Computed, Device
+from worker.engines.base import Engine
 from worker.hardware import Hardware
 from worker.heartbeat import Heartbeat
 from worker.loader import ModelLoader
+from worker.observing import WorkerMetrics
 from worker.persister import Persister
 from worker.reporting import Reporter
 from worker.residency import ModelCache, Resident
@@ -56,18 +62,42 @@ REST = timedelta(seconds=15)
 """How long a shard rests that this host could not serve for want of a server, a disk or a file."""
 
 
+def worker_name() -> str:
+    """What this process is called, if it is a worker: `host:pid`."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+class Served(NamedTuple):
+    """What a ticket came to: the shard that it claimed, whatever became of that."""
+
+    job: UUID
+    shard: UUID
+    items: int
+    model: str
+
+
 class WorkerProcess:
     """Everything that one worker process holds; `serve` is called by the slots, each on a thread of its own."""
 
-    def __init__(self, settings: Settings, database: Database, tickets: Tickets, hardware: Hardware) -> None:
-        self.name = f"{socket.gethostname()}:{os.getpid()}"
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        tickets: Tickets,
+        hardware: Hardware,
+        metrics: WorkerMetrics | None = None,
+        tracing: Tracing | None = None,
+    ) -> None:
+        self.name = worker_name()
+        self._metrics = metrics or WorkerMetrics()
+        self._tracing = tracing or Tracing("batchmill-worker")
         self._settings = settings
         self._database = database
         self._tickets = tickets
-        self._device = Device(lambda computed: self._persister.put(computed))
-        self._persister = Persister(database, self._device.settle)
+        self._device = Device(lambda computed: self._persister.put(computed), self._metrics.passed)
+        self._persister = Persister(database, self._settle)
         self._loader = ModelLoader(settings, database, hardware, self._device)
-        self._cache = ModelCache(hardware.model_memory, self._loader.load)
+        self._cache = ModelCache(hardware.model_memory, self._load, left=self._metrics.model_left)
         self._lease = timedelta(seconds=settings.lease_seconds)
         self._heartbeat = Heartbeat(database, self._device, self._lease, settings.stall_seconds)
         self._reporter = Reporter(database, self._report)
@@ -91,6 +121,9 @@ class WorkerProcess:
         self._persister.start()
         self._heartbeat.start()
         self._reporter.start()
+        self._metrics.serves(
+            self._settings.pool, self._settings.slots, lambda: len(self._held), self._cache.limit, self._database
+        )
 
     def drain(self) -> None:
         """Claim nothing new, and let go what is held: slots give their leases back and return."""
@@ -112,6 +145,10 @@ class WorkerProcess:
         """
         with self._database.transaction() as connection:
             shards.release(connection, [lease.token for lease in list(self._held)])
+
+    def stalled_for(self) -> float:
+        """Seconds since the pass in flight began; 0 when there is none."""
+        return self._device.stalled_for()
 
     @property
     def idle(self) -> bool:
@@ -145,30 +182,53 @@ class WorkerProcess:
             tokens=self._device.tokens,
         )
 
-    def serve(self, pool: str) -> bool:
-        """Serve one ticket: claim a shard, compute, store and close it; whether there was one.
+    def serve(self, pool: str) -> Served | None:
+        """Serve one ticket: claim a shard, compute, store and close it; None when there was none.
 
         Raises:
             DatabaseUnavailable: Postgres does not answer; a lease that was taken is left to expire.
         """
+        began = time.time_ns()
         with self._claimed(pool) as claimed:
+            self._metrics.claimed(claimed is not None)
             if claimed is None:
-                return False
+                return None
             lease, target, resident = claimed
-            try:
-                self._work(lease, target, resident)
-            except (ModelError, ArtifactError) as error:
-                self._fail(lease, error)
-            except CancelledError:  # the process ends before the model was measured
-                self._release(lease)
-            except DatabaseUnavailable:
-                raise
-            except UnavailableError as error:
-                log.warning("%s; another worker may fare better", error)
-                self._release(lease, REST)
+            with self._observed(lease, target, began) as span:
+                try:
+                    self._work(lease, target, resident, span)
+                except (ModelError, ArtifactError) as error:
+                    self._fail(lease, error)
+                except CancelledError:  # the process ends before the model was measured
+                    self._release(lease)
+                except DatabaseUnavailable:
+                    raise
+                except UnavailableError as error:
+                    log.warning("%s; another worker may fare better", error)
+                    self._release(lease, REST)
         # While it ran alone, or models took turns, other slots found nothing to do.
         self._succeed(pool, self._settings.slots if lease.alone or lease.loading else 1)
-        return True
+        return Served(lease.job_id, lease.shard_id, len(lease.input_ids), target.model.reference)
+
+    @contextmanager
+    def _observed(self, lease: Lease, target: TargetSpec, began: int) -> Iterator[Span]:
+        """Lines that are logged meanwhile name the shard and its job, and the job's trace has a span of it."""
+        attributes: dict[str, str | int] = {
+            "job": str(lease.job_id),
+            "shard": str(lease.shard_id),
+            "model": target.model.reference,
+            "task": str(target.model.task),
+            "pool": self._settings.pool,
+            "worker": self.name,
+            "inputs": len(lease.input_ids),
+            "attempt": lease.attempt,
+        }
+        with (
+            logs.bound(job=attributes["job"], shard=attributes["shard"]),
+            self._tracing.span("shard", attributes, parent=lease.traceparent, began=began) as span,
+        ):
+            span.past("claim", began, time.time_ns())
+            yield span
 
     @contextmanager
     def _claimed(self, pool: str) -> Iterator[tuple[Lease, TargetSpec, Resident] | None]:
@@ -207,18 +267,41 @@ class WorkerProcess:
             self._fail(lease, error)
             return self._claim(pool)  # the ticket is good for another job
 
-    def _work(self, lease: Lease, target: TargetSpec, resident: Resident) -> None:
+    def _load(self, model: ModelSpec) -> tuple[Engine, Budget]:
+        engine, budget = self._loader.load(model)
+        self._metrics.model_loaded(model, engine.memory_bytes, budget.load_seconds or 0.0)
+        return engine, budget
+
+    def _settle(self, computed: list[Computed]) -> None:
+        self._device.settle(computed)
+        self._metrics.stored(computed)
+
+    def _work(self, lease: Lease, target: TargetSpec, resident: Resident, span: Span) -> None:
         with self._heartbeat.keeping(lease):
-            engine, budget = self._cache.load(resident)
+            with span.step("load") if lease.loading else nullcontext():
+                engine, budget = self._cache.load(resident)
             if lease.loading:
                 with self._database.transaction() as connection:
                     shards.loaded(connection, lease)
-            shard = self._patiently(lambda: preparing.hold(self._database, lease, target, engine))
-            self._device.submit(shard, budget.tokens)
+            with span.step("prepare"):
+                shard = self._patiently(lambda: preparing.hold(self._database, lease, target, engine))
+            refused = len(shard.errors)
+            submitted = time.time_ns()
+            self._device.submit(shard, budget.tokens, budget.pass_seconds)
+            self._metrics.dealt_with(
+                target.model,
+                cached=len(lease.input_ids) - len(shard.input_ids) - refused,
+                failed=refused,
+                followed=shard.followed,
+            )
             shard.finished.wait()
-            self._patiently(lambda: self._close(shard))
+            if shard.computed_at is not None:
+                span.past("compute", submitted, shard.computed_at)
+                span.past("persist", shard.computed_at, time.time_ns())
+            with span.step("close"):
+                self._patiently(lambda: self._close(shard, span))
 
-    def _close(self, shard: HeldShard) -> None:
+    def _close(self, shard: HeldShard, span: Span) -> None:
         if shard.ceiling_tokens is not None:
             self._loader.lower_ceiling(shard.target.model, shard.ceiling_tokens)
         try:
@@ -226,19 +309,29 @@ class WorkerProcess:
                 if shard.abandoned:
                     if shards.release(connection, [shard.lease.token]) == 0:
                         raise LeaseLost(f"shard {shard.lease.shard_id} was taken away: its job ended, or its lease did")
-                elif shards.close(connection, shard.lease, shard.outcome()):
-                    log.info("job %s succeeded", shard.lease.job_id)
+                    last = False
+                else:
+                    last = shards.close(connection, shard.lease, shard.outcome())
         except (LeaseLost, JobNotFound) as error:  # or it was closed, and the answer was lost
             log.warning("%s; its results stay", error)
+            self._metrics.lease_ended("lost")
+            return
+        self._metrics.lease_ended("released" if shard.abandoned else "closed")
+        if last:
+            span.event("job succeeded")
+            log.info("job %s succeeded", shard.lease.job_id)
 
     def _fail(self, lease: Lease, error: BatchmillError) -> None:
         with self._database.transaction() as connection:
-            if shards.held(connection, lease) and control.fail(connection, lease.job_id, error.code, str(error)):
+            held = shards.held(connection, lease)
+            if held and control.fail(connection, lease.job_id, error.code, str(error)):
                 log.error("job %s fails: %s", lease.job_id, error)
+        self._metrics.lease_ended("failed" if held else "lost")
 
     def _release(self, lease: Lease, rest: timedelta | None = None) -> None:
         with self._database.transaction() as connection:
-            shards.release(connection, [lease.token], rest)
+            released = shards.release(connection, [lease.token], rest)
+        self._metrics.lease_ended("released" if released else "lost")
 
     def _succeed(self, pool: str, count: int) -> None:
         """Publish successor tickets while claimable work remains; those that are lost the tick makes up for."""

@@ -38,6 +38,7 @@ class ModelCache:
         limit: Bytes that models may take together.
         load: Loads one and tells its budget; raises a ModelError or an ArtifactError.
         clock: In seconds.
+        left: Told of each model that leaves for another.
     """
 
     def __init__(
@@ -45,10 +46,12 @@ class ModelCache:
         limit: int,
         load: Callable[[ModelSpec], tuple[Engine, Budget]],
         clock: Callable[[], float] = time.monotonic,
+        left: Callable[[ModelSpec], None] = lambda _: None,
     ) -> None:
         self.limit = limit
         self._load = load
         self._clock = clock
+        self._left = left
         self._settled_at = -math.inf
         """When the model that was loaded last will have earned what loading it cost."""
         self._residents: OrderedDict[int, Resident] = OrderedDict()
@@ -130,6 +133,7 @@ class ModelCache:
             if resident.pins == 0:
                 used -= resident.bytes
                 del self._residents[resident.model.id]
+                self._left(resident.model)
                 log.info("%s leaves memory for %s", resident.model.reference, model.reference)
 
     def _used(self) -> int:

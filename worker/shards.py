@@ -1,6 +1,7 @@
 """A shard in this process: its rows, what became of them, and who waits for it."""
 
 import threading
+import time
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -37,6 +38,10 @@ class HeldShard:
     """Rows whose result or error is safe."""
     followers: list[tuple["HeldShard", frozenset[int]]] = field(default_factory=list)
     """Shards that hold some of the same inputs and wait for this one to compute them."""
+    followed: int = 0
+    """Rows that other shards compute."""
+    computed_at: int | None = None
+    """When the last row of its own had been through the model, in nanoseconds since the epoch."""
     micro_batches: float = 0.0
     real_tokens: int = 0
     padded_tokens: int = 0
@@ -56,6 +61,8 @@ class HeldShard:
         """Note that some of its rows were in a micro-batch; the pass is shared out by rows."""
         share = rows / total_rows
         self.uncomputed -= rows
+        if self.uncomputed == 0:
+            self.computed_at = time.time_ns()
         self.micro_batches += share
         self.real_tokens += round(batch.real_tokens * share)
         self.padded_tokens += round(batch.padded_tokens * share)

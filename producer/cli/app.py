@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from contracts.errors import BatchmillError
-from producer.cli import jobs, models, purge, submit, webhooks
+from contracts.errors import BatchmillError, describe
+from producer.cli import jobs, models, purge, submit, top, webhooks
 from producer.cli.output import emit, fail, say
 from producer.cli.session import Session, session_of
 
@@ -28,6 +28,7 @@ app.command("submit", rich_help_panel=WORK)(submit.submit)
 app.add_typer(jobs.app, name="jobs", rich_help_panel=WORK)
 app.add_typer(models.app, name="models", rich_help_panel=WORK)
 app.add_typer(webhooks.app, name="webhooks", rich_help_panel=WORK)
+app.command("top", rich_help_panel=WORK)(top.top)
 app.command("purge", rich_help_panel=WORK)(purge.purge)
 
 
@@ -60,11 +61,20 @@ def execute(session: Session) -> int:
         code = end.code if isinstance(end.code, int) else FAILED
         if code == INTERRUPTED:
             say(session.farewell)
-    except BatchmillError as error:
+    except Exception as error:
         if session.verbose:
             traceback.print_exc()
-        fail(str(error))
+        fail(_explained(error))
     return _flushed(code)
+
+
+def _explained(error: Exception) -> str:
+    """What ended the command, and what to do about it."""
+    if isinstance(error, BatchmillError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:  # the machine's say, not a mistake in here
+        return ": ".join(str(part) for part in (error.filename, error.strerror) if part)
+    return f"this is a bug of batchmill: {describe(error)} (`batchmill --verbose …` shows where)"
 
 
 def _flushed(code: int) -> int:

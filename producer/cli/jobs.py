@@ -1,4 +1,4 @@
-"""`batchmill jobs`: list, show, watch, read, and what ends, holds or continues them."""
+"""`batchmill jobs`: list, show, read, and what ends, holds or continues them."""
 
 import sys
 from pathlib import Path
@@ -9,11 +9,14 @@ import typer
 from rich.text import Text
 
 from contracts.errors import InvalidRequest
+from contracts.names import Task
 from contracts.states import JobState
-from producer.cli.options import Json
-from producer.cli.output import emit, emit_json, emit_pairs, emit_table, err, fail, local_time, say, show_pairs
-from producer.cli.session import Session, session_of
-from producer.summary import figures, job_summary
+from producer.cli.completion import job_ids, model_references, pools
+from producer.cli.options import Json, parse_moment
+from producer.cli.output import emit, emit_json, emit_pairs, emit_table, err, fail, say
+from producer.cli.session import session_of
+from producer.cli.watch import JobIds, watch
+from producer.summary import COLOURS, job_document, job_summary, local_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,34 +28,59 @@ app = typer.Typer(
     help="Jobs: list, show, watch, read their results, cancel, pause, resume, retry.", no_args_is_help=True
 )
 
-JobId: TypeAlias = Annotated[str, typer.Argument(metavar="ID", help="The job's id, or its link.")]
-JobIds: TypeAlias = Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of jobs, or their links.")]
+_HEADERS = ("ID", "STATE", "MODEL", "POOL", "PRIORITY", "ITEMS", "DONE", "FAILED", "SUBMITTED")
+_DROP = ("PRIORITY", "POOL", "SUBMITTED", "ITEMS")
+"""What a narrow terminal does without, first to last."""
 
-_COLOURS = {
-    JobState.RUNNING: "cyan",
-    JobState.PAUSED: "magenta",
-    JobState.SUCCEEDED: "green",
-    JobState.FAILED: "red",
-    JobState.CANCELLED: "yellow",
-    JobState.EXPIRED: "yellow",
-}
+JobId: TypeAlias = Annotated[
+    str, typer.Argument(metavar="ID", help="The job's id, or its link.", autocompletion=job_ids)
+]
 
 
 @app.command("list")
 def list_jobs(
     context: typer.Context,
     state: Annotated[list[JobState] | None, typer.Option(help="Only jobs in this state; may be repeated.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="NAME",
+            help="Only jobs of this model: `name`, of any version, or `name@version`.",
+            autocompletion=model_references,
+        ),
+    ] = None,
+    task: Annotated[Task | None, typer.Option(help="Only jobs that compute this.")] = None,
+    pool: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Only jobs of this pool.", autocompletion=pools)
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Only jobs submitted since: 30m, 12h, 3d ago, or 2026-11-20.")
+    ] = None,
+    until: Annotated[str | None, typer.Option(metavar="TIME", help="Only jobs submitted before; the same.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 50,
     json: Json = False,
 ) -> None:
     """The newest jobs first."""
+    asked: dict[str, Any] = {
+        "states": state or (),
+        "model": model,
+        "task": task,
+        "pool": pool,
+        "since": parse_moment(since, "--since"),
+        "until": parse_moment(until, "--until"),
+    }
     with session_of(context).open_client() as client:
-        found = [job.info for job in client.jobs(states=state or (), limit=limit)]
+        found = [job.info for job in client.jobs(**asked, limit=limit)]
     if json:
-        emit_json([document(info) for info in found])
-        return
-    headers = ("ID", "STATE", "MODEL", "PRIORITY", "ITEMS", "DONE", "FAILED", "SUBMITTED")
-    emit_table(headers, [_row(info) for info in found], right=("ITEMS", "DONE", "FAILED"))
+        emit_json([job_document(info) for info in found])
+    elif found:
+        emit_table(_HEADERS, [_row(info) for info in found], right=("ITEMS", "DONE", "FAILED"), drop=_DROP)
+        if len(found) == limit:
+            say(f"the newest {limit:,}; --limit shows more")
+    else:
+        say("no job is like that" if any(asked.values()) else "no jobs yet: batchmill submit FILE --model NAME")
 
 
 @app.command()
@@ -61,7 +89,7 @@ def show(context: typer.Context, job_id: JobId, json: Json = False) -> None:
     with session_of(context).open_client() as client:
         info = client.job(job_id).info
     if json:
-        emit_json(document(info))
+        emit_json(job_document(info))
         return
     facts = [
         ("id", str(info.id)),
@@ -84,16 +112,7 @@ def show(context: typer.Context, job_id: JobId, json: Json = False) -> None:
     emit_pairs([*((name, value) for name, value in facts if value), *job_summary(info)])
 
 
-@app.command()
-def watch(context: typer.Context, job_id: JobId, json: Json = False) -> None:
-    """Follow a job until it is done."""
-    session = session_of(context)
-    with session.open_client() as client:
-        job = client.job(job_id)
-        wait_for(job, session)
-    show_pairs(job_summary(job.info))
-    if json:
-        emit_json(document(job.info))
+app.command("watch")(watch)
 
 
 @app.command()
@@ -174,7 +193,7 @@ def _each(context: typer.Context, job_ids: list[str], act: "Callable[[Job], Job]
             except InvalidRequest as error:
                 fail(str(error))
     if json:
-        emit_json([document(job.info) for job in found])
+        emit_json([job_document(job.info) for job in found])
     if len(found) < len(job_ids):
         raise typer.Exit(1)
 
@@ -183,28 +202,14 @@ def _reason(info: "JobInfo") -> str:
     return f"{info.error_code}: {info.error_message}" if info.error_code else ""
 
 
-def document(info: "JobInfo") -> dict[str, Any]:
-    """A job as JSON values, with the figures that follow from its row."""
-    return {**info.model_dump(mode="json"), "figures": figures(info)}
-
-
-def wait_for(job: "Job", session: Session) -> None:
-    """Show a bar until the job is done; Ctrl-C ends the waiting alone.
-
-    Raises:
-        JobFailed: It did not succeed.
-    """
-    session.farewell = f"interrupted; job {job.id} goes on: batchmill jobs watch {job.id}"
-    job.wait(progress=True)
-
-
 def _row(info: "JobInfo") -> tuple[str | Text, ...]:
     counts = info.counts
     done = (counts.distinct - counts.waiting) / counts.distinct if counts.distinct else 0.0
     return (
         str(info.id),
-        Text(info.state, style=_COLOURS.get(info.state, "")),
+        Text(info.state, style=COLOURS.get(info.state, "")),
         info.model,
+        info.pool,
         str(info.priority),
         f"{counts.items:,}",
         f"{int(100 * done)} %",

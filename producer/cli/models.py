@@ -5,17 +5,25 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 import typer
 
 from contracts.names import DEFAULT_POOL, Quantization, Task
+from producer.cli.completion import model_references
 from producer.cli.options import Json, QuantizationName
-from producer.cli.output import byte_size, emit, emit_json, emit_pairs, emit_table, err, say
+from producer.cli.output import emit, emit_json, emit_pairs, emit_table, err, say
 from producer.cli.session import session_of
+from producer.summary import NONE, byte_size, rate_text, seconds_text
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from contracts.models import ModelSpec
+    from storage.overview import Measurement
 
 app = typer.Typer(help="Models: register, list, show, remove, compute afresh.", no_args_is_help=True)
 
 Reference: TypeAlias = Annotated[
-    str, typer.Argument(metavar="NAME", help="`name`, for its newest version, or `name@version`.")
+    str,
+    typer.Argument(
+        metavar="NAME", help="`name`, for its newest version, or `name@version`.", autocompletion=model_references
+    ),
 ]
 
 
@@ -23,7 +31,13 @@ Reference: TypeAlias = Annotated[
 def add(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="What to call it: letters, digits, '.', '-' and '_'.")],
-    source: Annotated[str, typer.Argument(help="A Hugging Face folder, an id on the hub (org/name), or fake:.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A Hugging Face folder, a .gguf file, an id on the hub (org/name, org/name:file.gguf), "
+            "mypackage:thing for an engine of your own, or fake:."
+        ),
+    ],
     task: Annotated[str, typer.Option(help="What it computes.")] = Task.EMBED.value,
     quantization: QuantizationName = Quantization.NONE,
     revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of a model on the hub.")] = None,
@@ -46,22 +60,27 @@ def list_models(context: typer.Context, json: Json = False) -> None:
         found = client.models.list()
     if json:
         emit_json([_document(spec) for spec in found])
-        return
-    rows = [
-        (s.reference, str(s.task), str(s.quantization), s.pool, byte_size(s.memory_bytes), str(s.epoch), s.source)
-        for s in found
-    ]
-    headers = ("MODEL", "TASK", "QUANTIZATION", "POOL", "MEMORY", "EPOCH", "SOURCE")
-    emit_table(headers, rows, right=("MEMORY", "EPOCH"))
+    elif found:
+        rows = [
+            (s.reference, str(s.task), str(s.quantization), s.pool, byte_size(s.memory_bytes), str(s.epoch), s.source)
+            for s in found
+        ]
+        headers = ("MODEL", "TASK", "QUANTIZATION", "POOL", "MEMORY", "EPOCH", "SOURCE")
+        emit_table(headers, rows, right=("MEMORY", "EPOCH"), drop=("EPOCH", "POOL"))
+    else:
+        say("no models yet: batchmill models add NAME SOURCE")
 
 
 @app.command()
 def show(context: typer.Context, reference: Reference, json: Json = False) -> None:
-    """Everything that is known of a model."""
+    """What is known of a model, and what each of its versions takes and does; `name@version` shows that one alone."""
     with session_of(context).open_client() as client:
-        spec = client.models.get(reference)
+        found, measured = client.models.describe(reference)
+    versions = [(spec, [one for one in measured if one.model_id == spec.id]) for spec in found]
+    spec = found[-1]
     if json:
-        emit_json(_document(spec))
+        described = [{**_document(one), "measured": [_measured(m) for m in several]} for one, several in versions]
+        emit_json({**_document(spec), "versions": described})
         return
     facts = [
         ("model", spec.reference),
@@ -72,11 +91,16 @@ def show(context: typer.Context, reference: Reference, json: Json = False) -> No
         ("engine", spec.engine),
         ("pool", spec.pool),
         ("epoch", str(spec.epoch)),
-        ("memory", f"{byte_size(spec.memory_bytes)} (estimate)"),
         ("digest", spec.digest),
-        ("files", f"{len(spec.files)}, {byte_size(sum(file.size for file in spec.files))}" if spec.files else ""),
+        ("files", f"{len(spec.files)}, {byte_size(_disk(spec))} on disk" if spec.files else ""),
+        ("memory", f"{byte_size(spec.memory_bytes)} by estimate"),
     ]
     emit_pairs((name, value) for name, value in facts if value)
+    emit("")
+    rows = [row for one, several in versions for row in _version_rows(one, several)]
+    emit_table(_VERSION, rows, right=_VERSION[2:5] + _VERSION[6:], drop=("ESTIMATE", "LOAD"))
+    if not measured:
+        say("nothing is measured yet: the first job of a version measures it on the device of its worker")
 
 
 @app.command()
@@ -95,5 +119,34 @@ def invalidate(context: typer.Context, reference: Reference) -> None:
     say(f"{spec.reference} begins epoch {spec.epoch}: jobs submitted from now on compute everything afresh")
 
 
+_VERSION = ("MODEL", "QUANTIZATION", "DISK", "ESTIMATE", "MEMORY", "DEVICE", "BUDGET", "TOKENS/S", "LOAD")
+
+
+def _version_rows(spec: "ModelSpec", measured: "Sequence[Measurement]") -> list[tuple[str, ...]]:
+    """One for each kind of device on which it was measured."""
+    known = (spec.reference, str(spec.quantization), byte_size(_disk(spec)), byte_size(spec.memory_bytes))
+    if not measured:
+        return [(*known, NONE, NONE, NONE, NONE, NONE)]
+    return [
+        (
+            *known,
+            NONE if one.memory_bytes is None else byte_size(one.memory_bytes),
+            one.device,
+            f"{one.budget_tokens:,}",
+            rate_text(one.tokens_per_second),
+            seconds_text(one.load_seconds),
+        )
+        for one in measured
+    ]
+
+
+def _measured(measured: "Measurement") -> dict[str, Any]:
+    return {name: value for name, value in vars(measured).items() if name != "model_id"}
+
+
+def _disk(spec: "ModelSpec") -> int:
+    return sum(file.size for file in spec.files)
+
+
 def _document(spec: "ModelSpec") -> dict[str, Any]:
-    return {"reference": spec.reference, **spec.model_dump(mode="json")}
+    return {"reference": spec.reference, **spec.model_dump(mode="json"), "disk_bytes": _disk(spec)}

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
@@ -10,6 +11,7 @@ import typer
 
 from contracts.names import Quantization
 from contracts.states import Priority
+from producer.cli.completion import callback_urls, model_references
 
 INPUT = "Input"
 JOB = "Job"
@@ -18,7 +20,14 @@ InputFile: TypeAlias = Annotated[
     Path, typer.Argument(metavar="INPUT", help="What to compute: a .jsonl, .txt, .csv or .parquet file.")
 ]
 ModelName: TypeAlias = Annotated[
-    str, typer.Option("--model", "-m", metavar="NAME", help="A registered model: `name`, or `name@version`.")
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="NAME",
+        help="A registered model: `name`, or `name@version`.",
+        autocompletion=model_references,
+    ),
 ]
 ParamsJson: TypeAlias = Annotated[
     str | None,
@@ -42,7 +51,13 @@ ExpiresIn: TypeAlias = Annotated[
 ]
 CallbackUrl: TypeAlias = Annotated[
     str | None,
-    typer.Option("--callback-url", metavar="URL", help="Where webhooks of the job go.", rich_help_panel=JOB),
+    typer.Option(
+        "--callback-url",
+        metavar="URL",
+        help="Where webhooks of the job go.",
+        rich_help_panel=JOB,
+        autocompletion=callback_urls,
+    ),
 ]
 ProgressAt: TypeAlias = Annotated[
     str | None,
@@ -82,6 +97,21 @@ def parse_time(text: str | None, option: str) -> float | None:
     if match is None:
         raise typer.BadParameter(f"{text!r} is no time: write seconds, or 90s, 30m, 12h, 3d", param_hint=option)
     return float(match[1]) * _UNITS[match[2]]
+
+
+def parse_moment(text: str | None, option: str) -> datetime | None:
+    """How long ago, `90s`, `30m`, `12h`, `3d`; or a date or time, of this machine's zone unless it names one."""
+    if text is None:
+        return None
+    try:
+        if re.fullmatch(r"\d+(?:\.\d+)?[smhd]", text.strip()):
+            return datetime.now(UTC) - timedelta(seconds=parse_time(text, option) or 0)
+        return datetime.fromisoformat(text.strip()).astimezone()
+    except (ValueError, OverflowError):
+        raise typer.BadParameter(
+            f"{text!r} is no moment: write how long ago (30m, 12h, 3d), or 2026-11-20, or 2026-11-20T18:30",
+            param_hint=option,
+        ) from None
 
 
 def parse_percentages(text: str | None, option: str) -> list[int]:

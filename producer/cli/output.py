@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Collection, Iterable, Sequence
-from datetime import datetime
 from typing import Any
 
 import orjson
@@ -29,15 +28,43 @@ def emit(line: str) -> None:
     sys.stdout.write(f"{line}\n")
 
 
-def emit_table(headers: Sequence[str], rows: Iterable[Sequence[str | Text]], *, right: Collection[str] = ()) -> None:
-    """Aligned columns on stdout; the first is never cut."""
+def emit_table(
+    headers: Sequence[str],
+    rows: Iterable[Sequence[str | Text]],
+    *,
+    right: Collection[str] = (),
+    drop: Sequence[str] = (),
+) -> None:
+    """Aligned columns on stdout; the first is never cut.
+
+    Args:
+        headers: The columns' names.
+        rows: Their cells.
+        right: Columns of numbers.
+        drop: Columns to leave out, one after the other, while a terminal is too narrow for all.
+    """
+    console, rows = _out(), list(rows)
+    places = list(range(len(headers)))
+    table = _table(headers, rows, places, right)
+    for header in drop:
+        if console.measure(table, options=console.options.update(width=_UNBROKEN)).maximum <= console.width:
+            break
+        places.remove(headers.index(header))
+        table = _table(headers, rows, places, right)
+    console.print(table)
+
+
+def _table(
+    headers: Sequence[str], rows: Iterable[Sequence[str | Text]], places: Sequence[int], right: Collection[str]
+) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for place, header in enumerate(headers):
-        justify: Any = "right" if header in right else "left"
-        table.add_column(header, justify=justify, no_wrap=place == 0, overflow="fold")
+    for place in places:
+        justify: Any = "right" if headers[place] in right else "left"
+        table.add_column(headers[place], justify=justify, no_wrap=place == 0, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
-    _out().print(table)
+        cells = [row[place] for place in places]
+        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells))
+    return table
 
 
 def emit_pairs(rows: Iterable[tuple[str, str]]) -> None:
@@ -88,19 +115,6 @@ class BadLines:
             warn(f"… and {self.count - BAD_LINES_SHOWN:,} more")
         if self.count:
             warn(f"{self.count:,} bad {'line was' if self.count == 1 else 'lines were'} left out")
-
-
-def local_time(moment: datetime | None) -> str:
-    """A moment in this machine's time zone."""
-    return "" if moment is None else f"{moment.astimezone():%Y-%m-%d %H:%M:%S}"
-
-
-def byte_size(size: int) -> str:
-    """Bytes for a person, in powers of 1000."""
-    value, units = float(size), ["B", "kB", "MB", "GB", "TB"]
-    while value >= 999.5 and len(units) > 1:
-        value, units = value / 1000, units[1:]
-    return f"{value:.0f} {units[0]}" if units[0] == "B" or value >= 99.5 else f"{value:.1f} {units[0]}"
 
 
 def _out() -> Console:

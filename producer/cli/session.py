@@ -16,6 +16,8 @@ class Session:
 
     open_client: Callable[[], "Client"]
     """A client of the configured servers, or of the embedded stack, which is started when it does not run."""
+    find_database: Callable[[], str | None] = lambda: None
+    """The database's address, where servers are configured or known to run; nothing is started."""
     verbose: bool = False
     """Show where in the code an error comes from."""
     farewell: str = "interrupted"

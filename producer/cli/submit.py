@@ -11,10 +11,10 @@ from contracts.errors import InvalidInput
 from contracts.names import Quantization
 from contracts.states import Priority
 from producer.cli import options
-from producer.cli.jobs import document, wait_for
 from producer.cli.output import BAD_LINES_SHOWN, BadLines, emit, emit_json, emit_pairs, err, say, show_pairs, warn
 from producer.cli.session import session_of
-from producer.summary import job_summary
+from producer.cli.watch import wait_for
+from producer.summary import job_document, job_summary
 
 if TYPE_CHECKING:
     from producer.check import Check
@@ -83,7 +83,7 @@ def run(
         if job.counts.failed:
             warn(f"{job.counts.failed:,} inputs failed: error_code and error_message in {output} say why")
         if json:
-            emit_json(document(job.info))
+            emit_json(job_document(job.info))
 
 
 def submit(
@@ -145,7 +145,7 @@ def submit(
             wait_for(job, session)
             show_pairs(job_summary(job.info))
         if json:
-            emit_json(document(job.info))
+            emit_json(job_document(job.info))
 
 
 def _read(path: Path, id_column: str | None, input_column: str | None) -> "Iterator[Entry]":

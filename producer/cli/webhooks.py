@@ -8,9 +8,11 @@ import typer
 from rich.text import Text
 
 from contracts.states import DeliveryState
+from producer.cli.completion import endpoints, job_ids
 from producer.cli.options import Json
-from producer.cli.output import emit, emit_json, emit_pairs, emit_table, local_time, say
+from producer.cli.output import emit, emit_json, emit_pairs, emit_table, say
 from producer.cli.session import session_of
+from producer.summary import local_time
 
 if TYPE_CHECKING:
     from contracts.webhooks import Delivery, EndpointSummary
@@ -18,7 +20,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Webhooks: who hears of jobs, and what was sent.", no_args_is_help=True)
 
-EndpointName: TypeAlias = Annotated[str, typer.Argument(metavar="ENDPOINT", help="Its number, or its URL.")]
+EndpointName: TypeAlias = Annotated[
+    str, typer.Argument(metavar="ENDPOINT", help="Its number, or its URL.", autocompletion=endpoints)
+]
 DeliveryId: TypeAlias = Annotated[str, typer.Argument(metavar="ID", help="The delivery's id.")]
 
 _ENDPOINT = ("ENDPOINT", "URL", "STATE", "PENDING", "DELIVERED", "DEAD")
@@ -45,7 +49,9 @@ def list_webhooks(
     state: Annotated[
         list[DeliveryState] | None, typer.Option(help="Only deliveries in this state; may be repeated.")
     ] = None,
-    job: Annotated[str | None, typer.Option(metavar="ID", help="Only deliveries of this job.")] = None,
+    job: Annotated[
+        str | None, typer.Option(metavar="ID", help="Only deliveries of this job.", autocompletion=job_ids)
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, help="How many deliveries at most.")] = 20,
     json: Json = False,
 ) -> None:
@@ -97,7 +103,10 @@ def replay(
     context: typer.Context,
     delivery_ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Deliveries.")] = None,
     dead: Annotated[
-        str | None, typer.Option(metavar="ENDPOINT", help="All dead deliveries of this endpoint instead.")
+        str | None,
+        typer.Option(
+            metavar="ENDPOINT", help="All dead deliveries of this endpoint instead.", autocompletion=endpoints
+        ),
     ] = None,
 ) -> None:
     """Send events again, under the ids that they had, with the whole schedule before them."""

@@ -5,7 +5,9 @@ import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 import pytest
 import redis
@@ -21,6 +23,7 @@ INPUT, FAILING, ENDLESS, UNFIT, CUSTOM_ID = (
     f"canary-{name}" for name in ("input", "failing", "not-a-number", "too-long", "custom-id")
 )
 RECEIVER = "https://127.0.0.1:1/hook"  # nobody listens there
+BODY = re.compile(rb'"body": "([^"]+)"')
 NUMBER = re.compile(r"0\.\d{6,}")
 
 
@@ -46,10 +49,17 @@ def secured(
         mill.close()
 
 
-def test_no_canary_is_heard(secured: tuple[Mill, "redis.Redis[bytes]"]) -> None:
+@pytest.mark.parametrize("form", ["console", "json"])
+def test_no_canary_is_heard(secured: tuple[Mill, "redis.Redis[bytes]"], form: str) -> None:
     mill, broker = secured
+    mill.environment |= {
+        "BATCHMILL_LOG_FORMAT": form,
+        "BATCHMILL_LOG_LEVEL": "debug",
+        "BATCHMILL_METRICS_PORT": "0",
+    }
     canaries = [PASSWORD, BROKER_PASSWORD, KEY, INPUT, FAILING, ENDLESS, UNFIT, CUSTOM_ID]
-    with mill.client() as client:
+    with mill.client() as client, broker.pubsub() as events:
+        events.psubscribe("*")
         secret = client.webhooks.add(RECEIVER).secret
         canaries.append(secret)
         client.models.add("labels", f"fake:?fail={FAILING}&nan={ENDLESS}&limit=50", task="classify")
@@ -66,9 +76,15 @@ def test_no_canary_is_heard(secured: tuple[Mill, "redis.Redis[bytes]"]) -> None:
         wait_until(lambda: "batchmill.tick" in mill.log(running[0]), 30)
         outputs = [result.output for result in job.results() if result.output is not None]
         raw += raw_messages(broker)
+        worker, deliverer = (metrics_of(mill.log(process)) for process in (running[0], running[2]))
+        assert b'batchmill_inputs_total{model="labels@1",outcome="failed",task="classify"} 10.0' in worker
+        assert b'batchmill_webhook_attempts_total{outcome="pending"}' in deliverer
+        raw += worker + deliverer
         for process in running:
             mill.stop(process)
-        heard = raw + "".join(mill.log(process) for process in running).encode()
+        seen = published(events)
+        assert all(word in seen for word in (b"task-succeeded", b"labels@1", str(job.id).encode()))
+        heard = raw + seen + "".join(mill.log(process) for process in running).encode()
     assert len(heard) > 20_000
     canaries += set(NUMBER.findall(repr(outputs)))
     assert len(canaries) > 200
@@ -76,10 +92,27 @@ def test_no_canary_is_heard(secured: tuple[Mill, "redis.Redis[bytes]"]) -> None:
     assert not found, [line for line in heard.splitlines() if any(canary.encode() in line for canary in found)][:5]
 
 
+def metrics_of(log: str) -> bytes:
+    [address] = set(re.findall(r"http://[\d.:]+/metrics", log))
+    with urlopen(address, timeout=10) as answer:
+        content: bytes = answer.read()
+    return content
+
+
 def start(mill: Mill, program: str) -> subprocess.Popen[bytes]:
     home = mill.folder / program
     home.mkdir()
     return mill._start("tests.noisy", home, NOISY=program)
+
+
+def published(events: Any) -> bytes:
+    """What went out to whoever listens, as Flower does: the text of all events."""
+    heard = []
+    while (message := events.get_message(timeout=0.2)) is not None:
+        if message["type"] == "psubscribe":
+            continue
+        heard += [message["data"], *(base64.b64decode(body) for body in BODY.findall(message["data"]))]
+    return b"\n".join(heard)
 
 
 def raw_messages(broker: "redis.Redis[bytes]") -> bytes:
@@ -93,5 +126,5 @@ def raw_messages(broker: "redis.Redis[bytes]") -> bytes:
                 values += broker.hvals(key)
             case b"string":
                 values.append(broker.get(key) or b"")
-    bodies = [base64.b64decode(body) for value in values for body in re.findall(rb'"body": "([^"]+)"', value)]
+    bodies = [base64.b64decode(body) for value in values for body in BODY.findall(value)]
     return b"\n".join([*values, *bodies])

@@ -10,16 +10,19 @@ import pytest
 
 from storage import schema
 from tests.conftest import Mill
+from tests.weights import write_gguf
 
 ROOT = Path(__file__).resolve().parents[2]
 
 SCRIPT = """
 import importlib.util
+import sys
 assert not any(map(importlib.util.find_spec, ("torch", "transformers", "bitsandbytes", "tokenizers", "safetensors")))
 from producer import Client
 with Client() as client:
     client.models.add("vectors", "fake:")
     job = client.submit("vectors", ["one", "two"]).wait(timeout=60)
+    assert client.models.add("tiny", sys.argv[1], task="generate").memory_bytes > 0
     print(job.counts.computed, next(job.results()).output.shape, job.to_arrow().num_rows)
 """
 
@@ -41,7 +44,12 @@ def test_a_client_without_torch_submits_and_reads(python: Path, mill: Mill, tmp_
     environment = {**os.environ, **mill.environment, "BATCHMILL_HOME": str(tmp_path)}
     environment.pop("PYTHONPATH", None)
     done = subprocess.run(
-        [str(python), "-c", SCRIPT], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+        [str(python), "-c", SCRIPT, str(write_gguf(tmp_path / "tiny.gguf"))],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.stdout == "2 (384,) 2\n", done.stderr
 

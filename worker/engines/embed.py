@@ -12,23 +12,22 @@ from transformers import PreTrainedModel
 from contracts.errors import ModelLoadFailed
 from contracts.models import ModelSpec
 from contracts.names import Task
-from worker.engines.base import Engine, Output, Prepared
+from worker.engines.base import Output, Prepared
+from worker.engines.padding import Ids, padded
 from worker.engines.sentence import SentenceModel, read_sentence_model
 from worker.engines.text import TextTokenizer
+from worker.engines.transformer import TransformerEngine
 from worker.engines.vectors import in_precision, refused, unpackable
-from worker.loading import load_module, weight_bytes
-
-Ids = NDArray[np.int32]
+from worker.loading import load_module
 
 
-class EmbedEngine(Engine):
+class EmbedEngine(TransformerEngine):
     """A transformer whose hidden states are pooled into one vector a text."""
 
     def __init__(self, sentence: SentenceModel, module: PreTrainedModel, tokenizer: TextTokenizer) -> None:
+        super().__init__(module)
         self._sentence = sentence
-        self._module = module
         self._tokenizer = tokenizer
-        self._device = module.device
         self._dimensions = len(sentence.poolings) * int(module.config.hidden_size)
 
     @classmethod
@@ -46,17 +45,8 @@ class EmbedEngine(Engine):
             sentence.transformer, config, sentence.max_tokens, sentence.lower_case, sentence.prompt
         )
         engine = cls(sentence, module, tokenizer)
-        # Some layers are packed or refused in the first pass only: better now than in the first micro-batch.
-        try:
-            engine.run(engine.synthetic(2, 1), {})
-        except Exception as error:
-            raise ModelLoadFailed(f"{folder}: the first pass: {type(error).__name__}: {error}") from error
+        engine._try(folder, {})
         return engine
-
-    @property
-    def memory_bytes(self) -> int:
-        """Bytes of the weights, as they are packed for this device."""
-        return weight_bytes(self._module)
 
     def prepare(self, payloads: Sequence[Any], params: Mapping[str, Any]) -> Prepared:
         """Texts as token ids; all of them refused where the precision does not suit the model."""
@@ -66,9 +56,8 @@ class EmbedEngine(Engine):
 
     def run(self, rows: Sequence[Ids], params: Mapping[str, Any]) -> Output:
         """Vectors `[n, d]`, or bits `[n, d / 8]`."""
-        lengths = np.fromiter(map(len, rows), np.int64, len(rows))
         with torch.inference_mode():
-            ids, mask = self._padded(rows, lengths)
+            ids, mask = padded(rows, self._tokenizer.pad_id, self._device)
             hidden = self._module(input_ids=ids, attention_mask=mask, return_dict=True).last_hidden_state
             # Half floats would lose digits in the sum over many tokens.
             vectors = pooled(hidden.float(), mask, self._sentence.poolings)
@@ -80,26 +69,6 @@ class EmbedEngine(Engine):
     def synthetic(self, length: int, count: int) -> list[Ids]:
         """Rows of one ordinary token again and again."""
         return self._tokenizer.synthetic(length, count)
-
-    def free_memory(self) -> None:
-        """Blocks that torch keeps are of the sizes that passes had until now: smaller ones do not always fit them."""
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
-
-    def _padded(self, rows: Sequence[Ids], lengths: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Token ids `[n, longest]` on the device, and which of them are real; no mask where all are."""
-        longest = int(lengths.max())
-        real = np.arange(longest) < lengths[:, None]
-        padded = np.full((len(rows), longest), self._tokenizer.pad_id, np.int64)
-        padded[real] = np.concatenate(rows)
-        ids = self._on_device(torch.from_numpy(padded))
-        # Without a mask, attention takes its fastest kernel, and a GPU need not be asked whether all are real.
-        return ids, None if real.all() else self._on_device(torch.from_numpy(real.astype(np.int64)))
-
-    def _on_device(self, tensor: torch.Tensor) -> torch.Tensor:
-        if self._device.type != "cuda":
-            return tensor
-        return tensor.pin_memory().to(self._device, non_blocking=True)
 
 
 def pooled(hidden: torch.Tensor, mask: torch.Tensor | None, poolings: Sequence[str]) -> torch.Tensor:

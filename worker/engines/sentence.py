@@ -5,6 +5,7 @@ Read from `modules.json`, the pooling's `config.json`, `sentence_bert_config.jso
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ TRANSFORMER_CONFIGS = [
     f"sentence_{kind}_config.json"
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 ]
-ALLOWED = {
+ALLOWED: dict[str, Any] = {
     "transformer_task": "feature-extraction",
     "module_output_name": "token_embeddings",
     "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
@@ -56,9 +57,9 @@ def read_sentence_model(folder: Path) -> SentenceModel:
     Raises:
         ModelLoadFailed: It asks for what is not computed here; the message names the file.
     """
-    modules = _read(folder / "modules.json", list)
+    modules = read_json(folder / "modules.json", list)
     if modules is None:
-        architectures = (_read(folder / "config.json", dict) or {}).get("architectures") or [""]
+        architectures = (read_json(folder / "config.json", dict) or {}).get("architectures") or [""]
         if architectures[0].endswith("ForCausalLM"):
             raise ModelLoadFailed(f"{folder}: {architectures[0]} needs a modules.json that says how to pool it")
         return SentenceModel(folder, ("mean",))
@@ -70,13 +71,13 @@ def read_sentence_model(folder: Path) -> SentenceModel:
         )
     paths = [_inside(folder, module.get("path", "")) for module in modules]
     poolings, include_prompt = _pooling(paths[1] / "config.json")
-    normalized = (_read(paths[2] / "config.json", dict) or {}) if len(paths) == 3 else {}
+    normalized = (read_json(paths[2] / "config.json", dict) or {}) if len(paths) == 3 else {}
     if normalized.get("module_input_name", "sentence_embedding") != "sentence_embedding":
         raise ModelLoadFailed(f"{paths[2] / 'config.json'}: only the sentence embedding is normalized")
-    prompt = _prompt(folder / "config_sentence_transformers.json")
+    prompt = default_prompt(folder / "config_sentence_transformers.json")
     if prompt and not include_prompt:
         raise ModelLoadFailed(f"{paths[1] / 'config.json'}: pooling that leaves out the prompt is not computed")
-    max_tokens, lower_case = _transformer(paths[0])
+    max_tokens, lower_case = read_transformer(paths[0], ALLOWED)
     return SentenceModel(paths[0], poolings, len(paths) == 3, max_tokens, lower_case, prompt)
 
 
@@ -97,7 +98,7 @@ def _inside(folder: Path, path: str) -> Path:
 
 def _pooling(file: Path) -> tuple[tuple[str, ...], bool]:
     """The poolings, and whether the prompt's tokens are pooled too."""
-    config = _read(file, dict)
+    config = read_json(file, dict)
     if config is None:
         raise ModelLoadFailed(f"{file} is missing: it says how to pool")
     modes = config.get("pooling_mode")
@@ -109,29 +110,41 @@ def _pooling(file: Path) -> tuple[tuple[str, ...], bool]:
     return modes, config.get("include_prompt", True)
 
 
-def _transformer(folder: Path) -> tuple[int | None, bool]:
-    """The longest input in tokens, where it is said, and whether texts are made lower case."""
+def read_transformer(folder: Path, allowed: Mapping[str, Any]) -> tuple[int | None, bool]:
+    """The longest input in tokens, where it is said, and whether texts are made lower case.
+
+    Args:
+        folder: Where the transformer's own file is, if it has one.
+        allowed: Keys that it may hold, with the one value that is computed.
+
+    Raises:
+        ModelLoadFailed: It asks for something else.
+    """
     for name in TRANSFORMER_CONFIGS:
-        if config := _read(folder / name, dict):
+        if config := read_json(folder / name, dict):
             break
     else:
         return None, False
     for key, value in config.items():
         # What is empty or null asks for nothing.
-        if key not in WITHOUT_EFFECT and value and value != ALLOWED.get(key):
+        if key not in WITHOUT_EFFECT and value and value != allowed.get(key):
             raise ModelLoadFailed(f"{folder / name}: {key} {json.dumps(value)} is not computed")
     return config.get("max_seq_length"), bool(config.get("do_lower_case"))
 
 
-def _prompt(file: Path) -> str:
+def default_prompt(file: Path) -> str:
     """The prompt that is used where none is chosen."""
-    config = _read(file, dict) or {}
+    config = read_json(file, dict) or {}
     name = config.get("default_prompt_name")
     return str((config.get("prompts") or {}).get(name) or "") if name else ""
 
 
-def _read(file: Path, kind: type) -> Any:
-    """What the JSON file holds, or nothing where there is none."""
+def read_json(file: Path, kind: type) -> Any:
+    """What the JSON file holds, or nothing where there is none.
+
+    Raises:
+        ModelLoadFailed: It holds no JSON of this kind.
+    """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
 from tokenizers.normalizers import Lowercase, Normalizer
 from tokenizers.normalizers import Sequence as NormalizerSequence
 from transformers import PretrainedConfig
+from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
 from contracts.errors import ItemFailed, ModelLoadFailed
 from worker.engines.base import Prepared
@@ -41,14 +43,10 @@ class TextTokenizer:
         prompt: str = "",
     ) -> None:
         tokenizer = load_tokenizer(folder)
-        self.limit = max_tokens or _limit(folder, tokenizer.model_max_length, config)
+        self.limit = max_tokens or token_limit(folder, tokenizer.model_max_length, config)
         self.pad_id: int = tokenizer.pad_token_id or 0
         self._prompt = prompt
-        self._tokenizer = tokenizer.backend_tokenizer
-        if lower_case:
-            rest: Normalizer | None = self._tokenizer.normalizer
-            self._tokenizer.normalizer = NormalizerSequence([Lowercase(), rest]) if rest else Lowercase()
-        self._tokenizer.no_padding()
+        self._tokenizer = backend(tokenizer, lower_case)
         self._specials = self._tokenizer.num_special_tokens_to_add(False)
         # Calling this again, for another length, raises "Already borrowed" in every thread that encodes.
         self._tokenizer.enable_truncation(self.limit, direction=tokenizer.truncation_side)
@@ -94,8 +92,22 @@ class TextTokenizer:
         return [np.full(min(length, self.limit), token, np.int32)] * count
 
 
-def _limit(folder: Path, tokenizer_limit: int, config: PretrainedConfig) -> int:
-    """Tokens that an input may have: the smaller of the tokenizer's limit and the model's positions."""
+def backend(tokenizer: PreTrainedTokenizerFast, lower_case: bool) -> Tokenizer:
+    """What does a tokenizer's work, without the padding that it was saved with; it may make texts lower case first."""
+    found: Tokenizer = tokenizer.backend_tokenizer
+    if lower_case:
+        rest: Normalizer | None = found.normalizer
+        found.normalizer = NormalizerSequence([Lowercase(), rest]) if rest else Lowercase()
+    found.no_padding()
+    return found
+
+
+def token_limit(folder: Path, tokenizer_limit: int, config: PretrainedConfig) -> int:
+    """Tokens that an input may have: the smaller of the tokenizer's limit and the model's positions.
+
+    Raises:
+        ModelLoadFailed: Neither says.
+    """
     positions = getattr(config, "max_position_embeddings", None)
     limit = min(tokenizer_limit, positions) if isinstance(positions, int) and positions > 0 else tokenizer_limit
     if limit > UNLIMITED:

@@ -4,13 +4,19 @@ import asyncio
 import logging
 import signal
 import sys
+from collections.abc import Callable
 from datetime import timedelta
 
+from contracts import logs
 from contracts.errors import BatchmillError
 from contracts.settings import Settings, load_settings
+from contracts.states import DeliveryState
 from storage.database import Database
 from storage.secrets import Keyring
+from worker.health import Health, Stage
 from worker.leaving import Departure
+from worker.metrics import DELIVERIES, Registry
+from worker.probes import serving
 from worker.webhooks.deliverer import Deliverer
 from worker.webhooks.guard import GuardedTransport
 from worker.webhooks.sender import Sender
@@ -24,26 +30,40 @@ def run(settings: Settings) -> None:
     Raises:
         ConfigurationError: There is no key to decrypt secrets with, or the schema is at another revision.
     """
+    logs.configure(settings)
     keyring = Keyring.load(settings)
-    with Database(str(settings.database_url), pool_size=1, transaction_seconds=60.0) as database:
-        asyncio.run(_serve(settings, database, keyring))
+    registry = Registry()
+    attempts = registry.counter(DELIVERIES)
+    # One connection is the deliverer's, the other the probes'.
+    database = Database(str(settings.database_url), pool_size=2, transaction_seconds=60.0)
+    health = Health(database)
+    with database, serving(settings, registry.registry, health):
+        asyncio.run(_serve(settings, database, keyring, health, lambda state: attempts.labels(state.value).inc()))
 
 
-async def _serve(settings: Settings, database: Database, keyring: Keyring) -> None:
+async def _serve(
+    settings: Settings,
+    database: Database,
+    keyring: Keyring,
+    health: Health,
+    tried: Callable[[DeliveryState], None],
+) -> None:
     seconds = settings.webhook_timeout_seconds
     transport = GuardedTransport(settings.webhook_allow_networks, seconds=seconds)
     sender = Sender(transport, keyring, seconds)
     deliverer = Deliverer(
-        database, sender.send, settings.webhook_retry_seconds, hold=timedelta(seconds=2 * seconds + 5)
+        database, sender.send, settings.webhook_retry_seconds, timedelta(seconds=2 * seconds + 5), tried
     )
 
     def leave() -> None:
+        health.stage = Stage.LEAVING
         deliverer.stop()
         # A database that hangs would hold the process for ever. What is claimed is due again by itself.
         Departure().begin(lambda: None)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, leave)
+    health.stage = Stage.WORKING
     log.info("delivering webhooks")
     try:
         await deliverer.run()
@@ -53,8 +73,7 @@ async def _serve(settings: Settings, database: Database, keyring: Keyring) -> No
 
 def main() -> int:
     """Run the deliverer; an error that is ours is one line and exit code 1."""
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    log.setLevel(logging.INFO)
+    logs.configure()
     try:
         run(load_settings())
     except BatchmillError as error:

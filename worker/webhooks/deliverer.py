@@ -46,6 +46,7 @@ class Deliverer:
         send: One attempt.
         waits: Seconds to wait after each failed attempt.
         hold: How long a claim lasts: longer than an attempt can.
+        tried: Told after each attempt what becomes of the delivery.
     """
 
     def __init__(
@@ -54,11 +55,13 @@ class Deliverer:
         send: Callable[[Claim], Awaitable[Answer]],
         waits: Sequence[float],
         hold: timedelta,
+        tried: Callable[[DeliveryState], None] = lambda _: None,
     ) -> None:
         self._database = database
         self._send = send
         self._waits = waits
         self._hold = hold
+        self._tried = tried
         self._lanes = Lanes()
         self._flying: dict[asyncio.Task[None], Claim] = {}
         self._outcomes: list[Outcome] = []
@@ -103,6 +106,7 @@ class Deliverer:
             self._gone.add(claim.endpoint_id)
         elif outcome.state is DeliveryState.DEAD:
             log.warning("delivery %s is dead after %d attempts: %s", claim.id, claim.attempt, outcome.error)
+        self._tried(outcome.state)
         self._outcomes.append(outcome)
         self._wake.set()
 

@@ -17,7 +17,7 @@ def worker_pid(settings: Settings) -> int | None:
 
 
 def test_leases_of_a_killed_worker_do_not_wait_to_expire(home: Path, eventually: Eventually) -> None:
-    settings = Settings(home=home, lease_seconds=600, tick_seconds=1)
+    settings = Settings(home=home, lease_seconds=600, tick_seconds=1, flower_port=0)
     addresses = ensure(settings)
     with Client(database_url=addresses.database_url, broker_url=addresses.broker_url, home=home) as client:
         client.models.add("slow", "fake:?item_delay=0.001")

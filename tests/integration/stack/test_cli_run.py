@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import termios
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ class Terminal:
 
     def __init__(self, folder: Path, home: Path) -> None:
         self.folder = folder
-        ours = {"BATCHMILL_HOME": str(home), "PYTHONUNBUFFERED": "1"}
+        ours = {"BATCHMILL_HOME": str(home), "BATCHMILL_FLOWER_PORT": "0", "PYTHONUNBUFFERED": "1"}
         self.environment = {k: v for k, v in os.environ.items() if not k.startswith("BATCHMILL_")} | ours
 
     def __call__(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -269,6 +271,28 @@ def test_the_register_of_models(batchmill: Terminal) -> None:
     gone = batchmill("models", "show", "kept")
     assert (gone.returncode, gone.stdout) == (1, "")
     assert gone.stderr.startswith("error: model 'kept' is not registered")
+
+
+@pytest.mark.parametrize("key", [b"q", b"\x03"])
+def test_top_is_a_live_screen_until_q_or_ctrl_c(key: bytes, batchmill: Terminal) -> None:
+    ours, theirs = os.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    env = batchmill.environment | {"TERM": "xterm"}
+    command = ["setsid", "--ctty", SCRIPT, "top"]  # as a shell's child: what the terminal reads as Ctrl-C is a signal
+    top = subprocess.Popen(command, env=env, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    with suppress(OSError):  # the terminal's end, once nobody has it open
+        while data := os.read(ours, 65_536):
+            pressed = b"WORKER" in shown
+            shown += data
+            if b"WORKER" in shown and not pressed:
+                os.write(ours, key)
+    os.close(ours)
+
+    assert top.wait(30) == 0
+    assert shown.index(b"\x1b[?1049h") < shown.index(b"default") < shown.index(b"\x1b[?1049l")
+    assert b"Traceback" not in shown
 
 
 def test_doctor_finds_nothing_here_and_says_what_is_wrong_elsewhere(

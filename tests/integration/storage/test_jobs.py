@@ -11,6 +11,7 @@ from contracts.states import JobState, Priority
 from storage import claims, control, jobs, oldjobs, sealing, shards
 from storage.counting import ShardOutcome
 from storage.database import Database
+from storage.jobs import JobFilter
 from tests.jobs import (
     append,
     as_lines,
@@ -324,9 +325,9 @@ def test_the_newest_jobs_come_first(database: Database, target_id: int) -> None:
     with database.transaction() as connection:
         assert [job.id for job in jobs.list_newest(connection)] == newest
         assert [job.id for job in jobs.list_newest(connection, limit=2)] == newest[:2]
-        queued = jobs.list_newest(connection, states=[JobState.QUEUED, JobState.PAUSED], limit=2)
+        queued = jobs.list_newest(connection, JobFilter([JobState.QUEUED, JobState.PAUSED]), limit=2)
         assert [job.id for job in queued] == [made[2], made[0]]
-        assert jobs.list_newest(connection, states=[JobState.EXPIRED]) == []
+        assert jobs.list_newest(connection, JobFilter([JobState.EXPIRED])) == []
 
 
 def _only(database: Database, name: str) -> claims.Capacity:

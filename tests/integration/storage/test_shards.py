@@ -201,6 +201,24 @@ class TestClaim:
             assert not claims.any_claimable(connection, "elsewhere")
         assert claimed(database) is not None
 
+    def test_what_waits_is_told_with_the_longest_wait(self, database: Database, target_id: int) -> None:
+        def waiting(most: int = 16, pool: str = "default") -> claims.Waiting:
+            with database.transaction() as connection:
+                return claims.waiting(connection, pool, most)
+
+        assert waiting() == claims.Waiting(0, 0.0)
+        served, fresh = many(database, target_id, 3), many(database, target_id, 2)
+        execute(database, "UPDATE jobs SET queued_at = now() - interval '1 hour' WHERE id = :id", id=served)
+        assert waiting().shards == 5
+        assert waiting(4).shards == 4
+        assert waiting(pool="elsewhere") == claims.Waiting(0, 0.0)
+        assert waiting().oldest_seconds == pytest.approx(3600, abs=30)
+        execute(database, "UPDATE jobs SET served_at = now() - interval '1 minute' WHERE id = :id", id=served)
+        assert waiting().oldest_seconds == pytest.approx(60, abs=30)
+        execute(database, "UPDATE shards SET state = 'cancelled' WHERE job_id = :id", id=served)
+        execute(database, "UPDATE jobs SET queued_at = now() - interval '10 minutes' WHERE id = :id", id=fresh)
+        assert waiting().oldest_seconds == pytest.approx(600, abs=30)
+
     def test_what_another_job_computes_already_is_left_to_it(self, database: Database, target_id: int) -> None:
         values = ["the longest", "shorter"]
         first = submit(database, target_id, values, per_shard=1)

@@ -1,40 +1,11 @@
-from datetime import UTC, datetime, timedelta
-from typing import Any
-from uuid import UUID
+from datetime import datetime, timedelta
 
 import pytest
 
-from contracts.jobs import JobCounts, JobInfo, JobStats
+from contracts.jobs import JobCounts, JobStats
 from contracts.states import JobState
-from producer.summary import NONE, figures, job_summary
-
-BEGIN = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-
-
-def info(**changes: Any) -> JobInfo:
-    values = {
-        "id": UUID(int=1),
-        "state": JobState.SUCCEEDED,
-        "model": "small@1",
-        "task": "embed",
-        "params": {},
-        "pool": "default",
-        "priority": "normal",
-        "metadata": {},
-        "idempotency_key": None,
-        "retry_of": None,
-        "callback_url": None,
-        "counts": JobCounts(items=1200, distinct=1000, cached=300, computed=690, failed=10, truncated=4),
-        "stats": JobStats(micro_batches=12.4, real_tokens=9000, padded_tokens=10_000, budget_tokens=20_000),
-        "error_code": None,
-        "error_message": None,
-        "created_at": BEGIN,
-        "queued_at": BEGIN + timedelta(seconds=1),
-        "started_at": BEGIN + timedelta(seconds=2),
-        "finished_at": BEGIN + timedelta(seconds=6),
-        "expires_at": None,
-    }
-    return JobInfo.model_validate(values | changes)
+from producer.summary import NONE, age_text, figures, job_summary
+from tests.infos import BEGIN, info
 
 
 def test_rates_are_of_the_time_from_the_first_claim_to_the_end() -> None:
@@ -79,3 +50,11 @@ def test_there_is_no_rate_without_a_time(finished: datetime | None) -> None:
 
     assert (rows["items/s"], rows["tokens/s"]) == (NONE, NONE)
     assert rows["waiting"] == "0"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(-1, "0 s"), (119, "119 s"), (120, "2 min"), (7200, "2 h"), (172_800, "2 d"), (1e8, "1,157 d")],
+)
+def test_a_time_span_in_its_largest_unit(seconds: float, shown: str) -> None:
+    assert age_text(seconds) == shown

@@ -126,6 +126,27 @@ def test_an_error_is_one_line_unless_more_is_asked_for(
     assert any("Traceback" in line for line in lines) is verbose
 
 
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            ZeroDivisionError("division"),
+            "this is a bug of batchmill: ZeroDivisionError: division (`batchmill --verbose …` shows",
+        ),
+        (PermissionError(13, "Permission denied", "/x"), "/x: Permission denied"),
+    ],
+)
+def test_what_nobody_foresaw_is_one_line_as_well(
+    error: Exception, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments, many in ((["jobs", "list"], False), (["--verbose", "jobs", "list"], True)):
+        monkeypatch.setattr(sys, "argv", ["batchmill", *arguments])
+        assert execute(Session(Mock(side_effect=error))) == 1
+        captured = capsys.readouterr().err
+        assert captured.splitlines()[-1].startswith(f"error: {line}")
+        assert ("Traceback" in captured) is many
+
+
 def test_ctrl_c_is_one_line_and_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["batchmill", "jobs", "list"])
 

@@ -25,7 +25,7 @@ def test_children_read_the_same_settings_wherever_they_run(tmp_path: Path, monke
 
 
 def test_the_worker_comes_before_beat_and_is_told_where_everything_is(tmp_path: Path) -> None:
-    settings = Settings(home=tmp_path)
+    settings = Settings(home=tmp_path, flower_port=0)
     programs = programs_of(settings, StackAddresses("postgresql:///a", "redis://b"))
     assert [program.name for program in programs] == [WORKER, BEAT, WEBHOOKS]
     for program in programs:

@@ -7,8 +7,8 @@ import pytest
 from contracts.errors import ModelLoadFailed
 from tests.engines import RowEngine
 from worker import budget
-from worker.budget import LARGEST, LENGTH, PASSES, SLACK, SMALLEST, measure
-from worker.engines.base import Output
+from worker.budget import LARGEST, LENGTH, PASSES, SLACK, measure
+from worker.engines.base import Engine, Output
 
 
 class Timed(RowEngine):
@@ -85,7 +85,7 @@ def test_the_best_of_several_passes_counts_and_the_very_first_does_not() -> None
     engine = Timed(seconds)
     assert measure(engine, {}, clock=engine.clock).tokens_per_second == pytest.approx(1e5)
     assert calls[0] == LENGTH
-    assert calls[1 : PASSES + 2] == [SMALLEST] * PASSES + [2 * SMALLEST]
+    assert calls[1 : PASSES + 2] == [Engine.smallest_pass] * PASSES + [2 * Engine.smallest_pass]
 
 
 def test_what_does_not_fit_into_memory_ends_the_search() -> None:

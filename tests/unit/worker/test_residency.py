@@ -108,6 +108,14 @@ def test_a_model_has_its_turn_for_ten_times_what_loading_it_took() -> None:
         assert cache.capacity(idle=True).settled
 
 
+def test_whoever_asked_hears_of_those_that_leave(loader: Loader) -> None:
+    left: list[ModelSpec] = []
+    cache = ModelCache(LIMIT, loader, left=left.append)
+    for number in (1, 2, 3):
+        use(cache, spec(number))
+    assert [model.id for model in left] == [1]
+
+
 def test_room_that_nobody_has_to_leave_for_is_told_apart(cache: ModelCache) -> None:
     use(cache, spec(1))
     assert (cache.capacity(idle=True).vacant_bytes, cache.capacity(idle=True).free_bytes) == (LIMIT - 40, LIMIT)

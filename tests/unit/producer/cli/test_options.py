@@ -1,7 +1,10 @@
+from datetime import UTC, datetime, timedelta
+
 import pytest
+import time_machine
 import typer
 
-from producer.cli.options import parse_object, parse_pairs, parse_percentages, parse_time
+from producer.cli.options import parse_moment, parse_object, parse_pairs, parse_percentages, parse_time
 
 
 def test_values_are_json_where_they_read_as_such() -> None:
@@ -47,3 +50,22 @@ def test_percentages() -> None:
     assert parse_percentages("25, 50,75", "--progress-at") == [25, 50, 75]
     with pytest.raises(typer.BadParameter, match="are no percentages"):
         parse_percentages("25,,50", "--progress-at")
+
+
+@pytest.mark.parametrize(("text", "ago"), [("90s", 90), ("30m", 1800), ("1.5h", 5400), (" 3d ", 259_200)])
+def test_a_moment_may_be_how_long_ago_it_was(text: str, ago: int) -> None:
+    now = datetime(2026, 11, 20, 12, tzinfo=UTC)
+    with time_machine.travel(now, tick=False):
+        assert parse_moment(text, "--since") == now - timedelta(seconds=ago)
+
+
+def test_a_moment_may_be_a_date_or_a_time() -> None:
+    assert parse_moment(None, "--since") is None
+    assert parse_moment("2026-11-20", "--since") == datetime(2026, 11, 20).astimezone()
+    assert parse_moment("2026-11-20T18:30+02:00", "--since") == datetime(2026, 11, 20, 16, 30, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("text", ["", "2026", "yesterday", "20h ago", "2026-13-01", "99999999999d", "-3d"])
+def test_what_is_no_moment_is_wrong_usage(text: str) -> None:
+    with pytest.raises(typer.BadParameter, match="is no moment"):
+        parse_moment(text, "--since")

@@ -1,7 +1,8 @@
 import pytest
 
 from contracts.errors import InvalidInput
-from producer.cli.output import BAD_LINES_SHOWN, BadLines, byte_size, emit_table, fail
+from producer.cli.output import BAD_LINES_SHOWN, BadLines, emit_table, fail
+from producer.summary import byte_size
 
 
 def test_an_error_is_one_line_and_keeps_what_a_log_says_last(capsys: pytest.CaptureFixture[str]) -> None:

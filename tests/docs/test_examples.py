@@ -1,0 +1,44 @@
+"""Every fenced block of the README and the docs is run, page by page, or says above itself why it is not."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.docs.blocks import PAGES, ROOT, Block, blocks_of
+from tests.docs.world import World
+
+BLOCKS = {str(page.relative_to(ROOT)): list(blocks_of(page)) for page in PAGES}
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    folder = Path(tempfile.mkdtemp(prefix="bm-"))
+    world = World(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in world.environment.items():
+            patch.setenv(name, value)
+        try:
+            world.start()
+            yield world
+        finally:
+            world.stop()
+    shutil.rmtree(folder)
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("page", [name for name, blocks in BLOCKS.items() if any(not b.not_run for b in blocks)])
+def test_the_examples_of_a_page_run(page: str, world: World) -> None:
+    with world.page(page) as here:
+        for block in BLOCKS[page]:
+            if not block.not_run:
+                here.run(block)
+
+
+@pytest.mark.parametrize("block", [b for blocks in BLOCKS.values() for b in blocks if b.not_run], ids=str)
+def test_what_is_not_run_says_why(block: Block) -> None:
+    assert block.not_run is not None
+    assert len(block.not_run.split()) > 2, f"{block}: {block.not_run!r} is no reason"
+    pytest.skip(f"{block}: {block.not_run}")

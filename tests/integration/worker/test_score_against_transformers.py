@@ -1,0 +1,78 @@
+"""Likelihoods are those that `transformers` gives for each text alone, however the weights came and are held."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.texts import stdlib_docstrings
+from contracts.errors import ModelLoadFailed
+from contracts.params import parse_params
+from tests.models import SMOLLM2, model_spec
+from worker.engines.score import ScoreEngine
+
+PARAMS = parse_params("score", {"per_token": True})
+TEXTS = [
+    "日本語のテキスト、句読点。",
+    "🙂 SHOUTED",
+    *(text for text in stdlib_docstrings(3000)[::100] if len(text) > 9),
+]
+
+
+def load(quantization: str = "none", folder: Path = SMOLLM2.parent) -> ScoreEngine:
+    spec = model_spec(engine="score", task="score", quantization=quantization)
+    return ScoreEngine.load(spec, folder, "cpu")
+
+
+@pytest.fixture(scope="module")
+def engine() -> ScoreEngine:
+    return load()
+
+
+def perplexities(engine: ScoreEngine, texts: list[str]) -> list[float]:
+    """In batches of eight, in order of length."""
+    prepared = engine.prepare(texts, PARAMS)
+    assert prepared.errors == {}
+    found = [0.0] * len(texts)
+    for part in np.array_split(np.argsort(prepared.lengths), -(-len(texts) // 8)):
+        outputs = engine.run([prepared.rows[i] for i in part], PARAMS)
+        for place, output in zip(part, outputs, strict=True):
+            found[place] = output["perplexity"]
+    return found
+
+
+def test_perplexities_are_those_of_transformers(engine: ScoreEngine) -> None:
+    expected = []
+    for text in TEXTS:
+        ids = torch.tensor([engine._tokenizer._tokenizer.encode(text).ids])
+        with torch.inference_mode():
+            expected.append(math.exp(engine._module(ids, labels=ids).loss.item()))
+    assert perplexities(engine, TEXTS) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("quantization", "allowed"), [("nf4", 0.35), ("int8", 0.1)])
+def test_a_gguf_files_weights_are_held_as_asked_for(engine: ScoreEngine, quantization: str, allowed: float) -> None:
+    packed = load(quantization)
+    assert packed.memory_bytes < engine.memory_bytes / 2
+    texts = TEXTS[2:18]
+    exact, found = np.log(perplexities(engine, texts)), np.log(perplexities(packed, texts))
+    assert 0 < np.abs(found - exact).mean() < allowed
+
+
+@pytest.mark.parametrize("end", [0, 3000, 50_000_000, -1])
+def test_a_gguf_file_that_is_cut_short_is_named(tmp_path: Path, end: int) -> None:
+    file = tmp_path / "model.gguf"
+    file.write_bytes(SMOLLM2.read_bytes()[:end])
+    with pytest.raises(ModelLoadFailed) as failed:
+        load(folder=tmp_path)
+    assert str(failed.value).startswith(f"{file}: ")
+    assert "\n" not in str(failed.value)
+
+
+def test_a_model_is_one_gguf_file(tmp_path: Path) -> None:
+    for name in ("one.gguf", "two.gguf"):
+        (tmp_path / name).symlink_to(SMOLLM2)
+    with pytest.raises(ModelLoadFailed, match="2 GGUF files"):
+        load(folder=tmp_path)

@@ -1,0 +1,26 @@
+"""Scores of quantized models stay as near to float32 as the docs say."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.tolerances import MEASURED
+
+MEAN, LARGEST = (
+    {"bf16": 0.01, "int8": 0.03, "nf4": 0.15, "fp4": 0.15},
+    {"bf16": 0.05, "int8": 0.2, "nf4": 0.7, "fp4": 0.7},
+)
+
+
+@pytest.mark.parametrize(("engine", "fixture"), [("classify", "classifier"), ("rerank", "reranker")])
+def test_scores_stay_near_those_of_float32(engine: str, fixture: str, request: pytest.FixtureRequest) -> None:
+    folder: Path = request.getfixturevalue(fixture)
+    exact = MEASURED[engine]("none", 40, folder)
+    means = []
+    for quantization, mean in MEAN.items():
+        off = np.abs(MEASURED[engine](quantization, 40, folder) - exact)
+        means.append(off.mean())
+        assert 0 < off.mean() <= mean
+        assert off.max() <= LARGEST[quantization]
+    assert means[:3] == sorted(means[:3])

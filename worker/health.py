@@ -1,0 +1,73 @@
+"""Whether a worker, or a deliverer, is alive and does its work."""
+
+import threading
+import time
+from collections.abc import Callable
+from enum import StrEnum
+
+from contracts.errors import BatchmillError
+from storage import schema
+from storage.database import Database
+from worker.probes import Verdict
+
+VITAL = ("device", "persister", "heartbeat")
+"""The threads without which a worker does nothing; should one die of an error, the process ends by itself."""
+
+
+class Stage(StrEnum):
+    """How far a process has come."""
+
+    STARTING = "starting"
+    WORKING = "working"
+    """It takes tickets, or looks for deliveries."""
+    LEAVING = "leaving"
+    """It claims nothing new, and ends soon."""
+
+
+class Health:
+    """What the probes of a process are told.
+
+    Args:
+        database: Without which nothing is done.
+        vital: Names of the threads that must live while it works.
+    """
+
+    def __init__(self, database: Database, vital: tuple[str, ...] = ()) -> None:
+        self._database = database
+        self._vital = vital
+        self._busy: Callable[[], float] = lambda: 0.0
+        self._stall_seconds = float("inf")
+        self._ticked_at: float | None = None
+        self.stage = Stage.STARTING
+
+    def watch(self, busy: Callable[[], float], stall_seconds: float) -> None:
+        """Take the device into account: for how long it is busy with one pass, and how long is too long."""
+        self._busy, self._stall_seconds = busy, stall_seconds
+
+    def ticked(self) -> None:
+        """Note that a tick came."""
+        self._ticked_at = time.monotonic()
+
+    def alive(self) -> Verdict:
+        """False once a vital thread is gone, or a pass has not ended for too long."""
+        running = {thread.name for thread in threading.enumerate()}
+        dead = [] if self.stage is not Stage.WORKING else [name for name in self._vital if name not in running]
+        busy = self._busy()
+        details = {
+            "stage": self.stage.value,
+            "dead_threads": dead,
+            "pass_seconds": round(busy, 1),
+            "last_tick_seconds": None if self._ticked_at is None else round(time.monotonic() - self._ticked_at, 1),
+        }
+        return Verdict(not dead and busy <= self._stall_seconds, details)
+
+    def ready(self) -> Verdict:
+        """True while it works, and the database answers and has the right schema."""
+        trouble = None
+        if self.stage is Stage.WORKING:
+            try:
+                with self._database.transaction() as connection:
+                    schema.check(connection)
+            except BatchmillError as error:
+                trouble = error.code
+        return Verdict(self.stage is Stage.WORKING and trouble is None, {"stage": self.stage.value, "trouble": trouble})
