@@ -80,7 +80,7 @@ _PICK_JOB = text(f"""
     ORDER BY priority,
              NOT (:idle AND {_ALONE}),
              NOT starves,
-             NOT (here OR memory_bytes <= :vacant),
+             NOT (here OR memory_bytes <= :vacant OR memory_bytes > :total),
              service, queued_at, id
     LIMIT 1
 """).bindparams(bindparam("loaded", type_=ARRAY(BIGINT)))

@@ -107,7 +107,7 @@ def expected(found: list[Job], how: dict[str, Any], lowest: int) -> tuple[Job, i
         return waited > PATIENCE[0].total_seconds() * (0.1 if job.rank == 0 else 1)
 
     def urgency(job: Job) -> tuple[Any, ...]:
-        room = job.target in how["loaded"] or MEMORY[job.target] <= how["vacant"]
+        room = job.target in how["loaded"] or not how["vacant"] < MEMORY[job.target] <= TOTAL
         alone = job.alone[places_of(job)[0]]
         return (job.rank, not alone, not starves(job), not room, job.service, -job.age, job.number)
 
