@@ -1,5 +1,6 @@
 """Generated texts are those of `transformers.generate` for each prompt alone; then the same through a worker."""
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -23,7 +24,7 @@ QUESTIONS = (
     "Tell me a story about a dragon who is afraid of fire and meets a small girl with a red hat.",
     "Explain how a hash table works to a child.",
     "List five uses of a paper clip.",
-    "Write a short poem about the sea, the moon, and a ship that was lost long ago in a storm near the coast of Norway.",
+    "Write a short poem about the sea, the moon, and a ship that was lost in a storm near the coast of Norway.",
     "How do I make bread at home with only flour, water, salt and yeast? Describe each step in detail.",
 )
 PROMPTS = [
@@ -77,7 +78,7 @@ def test_eight_at_once_say_what_each_says_alone(
         assert best - second < TIE
         ties += 1
     with capsys.disabled():
-        print(f" {ties} of {len(rows)} texts part where two logits tie within {TIE} ", end="")
+        sys.stdout.write(f" {ties} of {len(rows)} texts part where two logits tie within {TIE} ")
     assert ties < len(rows) / 2
 
 
@@ -142,5 +143,6 @@ def test_a_long_generation_is_cancelled_between_its_steps(
 
 def computed(mill: Mill) -> float:
     """Seconds of processor time of the mill's processes."""
-    found = [process for pid in mill._logs for process in (parent := psutil.Process(pid), *parent.children(True))]
+    parents = [psutil.Process(pid) for pid in mill._logs]
+    found = [process for parent in parents for process in (parent, *parent.children(recursive=True))]
     return sum(process.cpu_times().user for process in found)
