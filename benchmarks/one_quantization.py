@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.generation import QUESTIONS
+from benchmarks.specs import model_spec
 from benchmarks.texts import stdlib_docstrings
 from benchmarks.weights import MINILM, SMOLLM2
-from contracts.models import ModelSpec
 from contracts.names import Quantization, Task
 from contracts.params import parse_params
 from worker import budget
@@ -62,21 +62,7 @@ def _smollm2(kind: Quantization) -> tuple[Any, float, int]:
 
 
 def _load(task: Task, kind: Quantization, folder: Path) -> Engine:
-    spec = ModelSpec(
-        id=1,
-        name="measured",
-        version=1,
-        source=str(folder),
-        revision=None,
-        task=task,
-        quantization=kind,
-        engine=task,
-        pool="default",
-        epoch=1,
-        digest="",
-        files=[],
-        memory_bytes=0,
-    )
+    spec = model_spec(source=str(folder), task=task, quantization=kind, engine=task)
     return engine_class(task).load(spec, folder, "cpu")
 
 

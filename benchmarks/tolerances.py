@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import heads
+from benchmarks.specs import model_spec
 from benchmarks.texts import stdlib_docstrings
 from contracts.models import ModelSpec
-from contracts.names import Quantization, Task
+from contracts.names import Task
 from worker.engines.base import Engine
 from worker.engines.classify import ClassifyEngine
 from worker.engines.rerank import RerankEngine
@@ -92,21 +93,7 @@ def _compute(engine: Engine, payloads: Sequence[Any]) -> list[Any]:
 
 
 def _spec(task: Task, quantization: str) -> ModelSpec:
-    return ModelSpec(
-        id=1,
-        name="measured",
-        version=1,
-        source="hf:measured",
-        revision=None,
-        task=task,
-        quantization=Quantization(quantization),
-        engine=task.value,
-        pool="default",
-        epoch=0,
-        digest="",
-        files=[],
-        memory_bytes=0,
-    )
+    return model_spec(task=task, quantization=quantization, engine=task)
 
 
 if __name__ == "__main__":

@@ -266,8 +266,7 @@ class ItemFailed(BatchmillError):
     """One input that an engine could not compute; its neighbours are not touched.
 
     Args:
-        item_code: A stable name of the cause, kept with the item: `too_long`, `too_short`, `invalid_input`,
-            `non_finite`, `invalid_output`, `engine_error`, `out_of_memory`, `worker_lost`.
+        item_code: A stable name of the cause, kept with the item: an `ItemCode`, or an engine's own.
         message: What happened, for a person; cut to 2,000 characters, and what Postgres holds no text of is replaced.
     """
 
@@ -276,14 +275,8 @@ class ItemFailed(BatchmillError):
     def __init__(self, item_code: str, message: str) -> None:
         message = message[:2000].replace("\0", "\ufffd").encode(errors="replace").decode()
         super().__init__(message)
-        self.item_code = item_code
+        self.item_code = str(item_code)
         self.message = message
-
-
-WORKER_LOST = "worker_lost"
-"""Of an input whose computation ends the process, each time that it is tried alone."""
-ENGINE_FAULTS = frozenset({"engine_error", "non_finite", "invalid_output", "out_of_memory", WORKER_LOST})
-"""Causes that lie with the model or its engine; the others are the input's own."""
 
 
 def describe(error: Exception) -> str:

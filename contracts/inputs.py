@@ -27,8 +27,17 @@ def check_input(model: ModelSpec, value: Any) -> None:
         case Task.GENERATE:
             check_prompt(value)
         case _:
-            if type(value) is not str:
-                raise InvalidInput(f"expected a text, got {type(value).__name__}: {model.task} takes strings")
+            check_text(value)
+
+
+def check_text(value: Any) -> None:
+    """Make sure that the value is a text.
+
+    Raises:
+        InvalidInput: It is not.
+    """
+    if type(value) is not str:
+        raise InvalidInput(f"expected a text, got {json_type(value)}: give a string")
 
 
 def check_ranking(value: Any) -> None:
@@ -39,15 +48,15 @@ def check_ranking(value: Any) -> None:
     """
     wanted = 'rerank takes {"query": "…", "documents": ["…", …]}'
     if not isinstance(value, Mapping) or set(value) != {"query", "documents"}:
-        raise InvalidInput(f"expected a query with documents, got {_kind(value)}: {wanted}")
+        raise InvalidInput(f"expected a query with documents, got {json_type(value)}: {wanted}")
     if type(value["query"]) is not str:
-        raise InvalidInput(f"the query is {_kind(value['query'])}, not a text: {wanted}")
+        raise InvalidInput(f"the query is {json_type(value['query'])}, not a text: {wanted}")
     documents = value["documents"]
     if type(documents) not in (list, tuple) or not documents:
         raise InvalidInput(f"the query comes without documents: {wanted}")
     for place, document in enumerate(documents):
         if type(document) is not str:
-            raise InvalidInput(f"document {place} is {_kind(document)}, not a text: {wanted}")
+            raise InvalidInput(f"document {place} is {json_type(document)}, not a text: {wanted}")
 
 
 def check_prompt(value: Any) -> None:
@@ -62,7 +71,7 @@ def check_prompt(value: Any) -> None:
         return
     wanted = 'generate takes a prompt, or {"messages": [{"role": "user", "content": "…"}, …]}'
     if not isinstance(value, Mapping) or set(value) != {"messages"}:
-        raise InvalidInput(f"expected a prompt or a chat, got {_kind(value)}: {wanted}")
+        raise InvalidInput(f"expected a prompt or a chat, got {json_type(value)}: {wanted}")
     messages = value["messages"]
     if type(messages) not in (list, tuple) or not messages:
         raise InvalidInput(f"the chat has no messages: {wanted}")
@@ -75,15 +84,15 @@ def _check_message(place: int, message: Any, wanted: str) -> None:
         raise InvalidInput(f"message {place} {reason}: {wanted}")
 
     if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
-        refuse(f"is {_kind(message)}, not a role with its content")
+        refuse(f"is {json_type(message)}, not a role with its content")
     if message["role"] not in ROLES:
         refuse(f"has the role {message['role']!r:.80}, and a chat knows {', '.join(ROLES)}")
     if type(message["content"]) is not str:
-        refuse(f"has {_kind(message['content'])} as its content, not a text")
+        refuse(f"has {json_type(message['content'])} as its content, not a text")
 
 
-def _kind(value: Any) -> str:
-    """What stands there, as JSON names it, with the keys of an object."""
+def json_type(value: Any) -> str:
+    """What stands there, as JSON names it, with the first keys of an object."""
     match value:
         case None:
             return "null"
@@ -94,7 +103,7 @@ def _kind(value: Any) -> str:
         case str():
             return "a text"
         case Mapping():
-            return f"an object with {', '.join(map(repr, list(value)[:4])) or 'no key'}"
+            return f"an object with {', '.join(f'{key!r:.40}' for key in list(value)[:4]) or 'no key'}"
         case list() | tuple():
             return "an array"
         case _:

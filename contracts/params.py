@@ -110,3 +110,17 @@ def parse_params(task: Task, params: Mapping[str, Any] | None) -> dict[str, Any]
 def extra_tokens(task: Task, params: Mapping[str, Any]) -> int:
     """Tokens that an input costs at most beyond its own: those that are generated."""
     return int(params["max_new_tokens"]) if task is Task.GENERATE else 0
+
+
+MEASURED_LENGTH = 64
+"""Tokens of a row that budgets are measured with: about what a sentence or two take; half of them generated, where the
+task generates."""
+
+
+def pass_tokens(budget_tokens: int, task: Task, params: Mapping[str, Any]) -> int:
+    """What a pass holds, given a measured budget: where texts are generated, as many rows as when it was measured.
+
+    A step costs by rows, however many steps follow; reckoned by tokens, the longer the texts may become the fewer would
+    be generated at once.
+    """
+    return budget_tokens * (MEASURED_LENGTH + extra_tokens(task, params)) // MEASURED_LENGTH

@@ -61,9 +61,9 @@ class Settings(BaseSettings):
     """How programs log to stderr: lines for people, or one JSON object a line."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least that they log. Of libraries, only warnings and errors are logged."""
-    metrics_port: int | None = Field(default=None, ge=0, le=65_534)
-    """Where a worker or a deliverer serves `/metrics`, `/healthz` and `/readyz`; nowhere when not given, any free port
-    for 0. Under `batchmill up` this is the worker's, and the next one the deliverer's."""
+    metrics_port: int | None = Field(default=None, ge=0, le=65_533)
+    """Where a worker, a deliverer or beat serves `/metrics`, `/healthz` and `/readyz`; nowhere when not given, any free
+    port for 0. Under `batchmill up` this is the worker's, the next one the deliverer's, and the one after it beat's."""
     metrics_host: str = "127.0.0.1"
     """The address that it listens on; `0.0.0.0` for all."""
 

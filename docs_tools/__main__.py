@@ -9,6 +9,7 @@ from docs_tools import commands, errors, metrics, settings, tasks
 PARTS: Mapping[str, Callable[[], str]] = {
     "commands": commands.render,
     "errors": errors.render,
+    "itemcodes": errors.render_items,
     "metrics": metrics.render,
     "settings": settings.render,
     "tasks": tasks.render,

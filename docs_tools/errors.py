@@ -1,9 +1,11 @@
-"""The reference of errors, from the tree of `contracts.errors`."""
+"""The reference of errors, from the tree of `contracts.errors` and the codes of `contracts.itemcodes`."""
 
 import inspect
 from collections.abc import Iterator
 
 from contracts.errors import BatchmillError
+from contracts.itemcodes import ENGINE_FAULTS, ItemCode
+from docs_tools.docstrings import of_attributes
 from docs_tools.tables import table
 
 
@@ -27,5 +29,17 @@ def render() -> str:
                 "yes" if error.retryable else "",
             )
             for depth, error in tree()
+        ],
+    )
+
+
+def render_items() -> str:
+    """A table of why an item has no output."""
+    meanings = of_attributes("contracts.itemcodes", "ItemCode")
+    return table(
+        ("code", "meaning", "whose fault"),
+        [
+            (f"`{code}`", meanings[code.name], "the engine's" if code in ENGINE_FAULTS else "the input's")
+            for code in ItemCode
         ],
     )

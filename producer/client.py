@@ -97,7 +97,8 @@ class Client:
             model: `name`, for its newest version, or `name@version`.
             inputs: Strings, lists, mappings, or `(custom_id, input)` pairs, or the lines of a file as `producer.read`
                 gives them; any iterable, read once and in chunks.
-            params: Of the task: for `embed`, `precision` and `truncate`.
+            params: Of the model's task, as `contracts.params` has them: `truncate` for most, `precision` for `embed`,
+                `top_k` for `classify` and `rerank`, `max_new_tokens` for `generate`, …
             priority: `interactive`, `normal` or `bulk`: a higher class is always served first.
             idempotency_key: The same key and content give the same job, however often they are submitted.
             metadata: Kept with the job, and sent with its webhooks: JSON values under string keys, up to 8 kB.

@@ -22,7 +22,7 @@ from contracts.errors import (
 )
 from contracts.inputs import check_input
 from contracts.models import ModelSpec
-from contracts.params import extra_tokens
+from contracts.params import extra_tokens, pass_tokens
 from contracts.states import Priority
 from producer.lines import Entry, check_custom_id, digits, too_long
 from storage import budgets, endpoints, inputs, jobs, models, oldjobs, sealing
@@ -269,7 +269,9 @@ def seal(
     """Seal a job that was received, cut into shards that suit its model; how many these are."""
     fastest = budgets.fastest(connection, model.id)
     # Where a full micro-batch takes longer than a shard should, as it does when texts are generated, it is one shard.
-    measured = fastest and max(int(fastest.tokens_per_second * SHARD_SECONDS), fastest.tokens, 1024)
+    measured = fastest and max(
+        int(fastest.tokens_per_second * SHARD_SECONDS), pass_tokens(fastest.tokens, model.task, params), 1024
+    )
     return sealing.seal(
         connection,
         job_id,

@@ -69,14 +69,19 @@ def programs_of(settings: Settings, addresses: StackAddresses) -> Sequence[Progr
             before=lambda: ready.unlink(missing_ok=True),
             after=lambda pid: release_leases(addresses.database_url, pid),
         ),
-        Program(name=BEAT, command=(sys.executable, "-m", "worker.beat"), environment=common, folder=layout.home),
+        Program(
+            name=BEAT,
+            command=(sys.executable, "-m", "worker.beat"),
+            environment={**common, **_port(settings, 2)},
+            folder=layout.home,
+        ),
         Program(
             name=WEBHOOKS,
             command=(sys.executable, "-m", "worker.webhooks"),
             environment={
                 **common,
                 "BATCHMILL_DATABASE_URL": as_role(addresses.database_url, roles.WEBHOOKS),
-                **({"BATCHMILL_METRICS_PORT": str(port + 1)} if (port := settings.metrics_port) else {}),
+                **_port(settings, 1),
             },
             folder=layout.home,
             stop_seconds=10.0,
@@ -86,6 +91,11 @@ def programs_of(settings: Settings, addresses: StackAddresses) -> Sequence[Progr
     if (watching := flower.program_of(settings, layout, seen)) is not None:
         programs.append(watching)
     return programs
+
+
+def _port(settings: Settings, offset: int) -> dict[str, str]:
+    """Where a program's metrics and probes are, so that no two of one host want the same port."""
+    return {"BATCHMILL_METRICS_PORT": str(settings.metrics_port + offset)} if settings.metrics_port else {}
 
 
 def ready_file(layout: Layout) -> Path:

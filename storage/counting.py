@@ -7,8 +7,9 @@ from uuid import UUID
 from sqlalchemy import Connection, bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY, BIGINT
 
-from contracts.errors import ENGINE_FAULTS, WORKER_LOST, ItemFailed
+from contracts.errors import ItemFailed
 from contracts.events import Event
+from contracts.itemcodes import ENGINE_FAULTS, ItemCode
 from storage import control, events
 
 BREAKER = 200
@@ -127,4 +128,4 @@ def count(
 def _weight(errors: Iterable[ItemFailed]) -> int:
     """What errors count towards the breaker; those that are the input's own fault count nothing."""
     codes = [error.item_code for error in errors]
-    return sum(WORKER_LOST_WEIGHT if code == WORKER_LOST else code in ENGINE_FAULTS for code in codes)
+    return sum(WORKER_LOST_WEIGHT if code == ItemCode.WORKER_LOST else code in ENGINE_FAULTS for code in codes)

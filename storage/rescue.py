@@ -13,7 +13,8 @@ from uuid import UUID
 from sqlalchemy import Connection, Row, bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY, BIGINT
 
-from contracts.errors import WORKER_LOST, ItemFailed, ModelLoadFailed
+from contracts.errors import ItemFailed, ModelLoadFailed
+from contracts.itemcodes import ItemCode
 from contracts.states import ShardState
 from storage import control, counting, jobs, results
 from storage.counting import ShardOutcome
@@ -96,7 +97,14 @@ def _judge(connection: Connection, shard: Row[Any]) -> None:
     elif left and shard.deaths >= LIVES:
         reason = f"each of the {shard.deaths} workers that computed this input alone died or was cut off"
         connection.execute(_CLOSE, {"id": shard.id, "state": str(ShardState.DONE)})
-        _count(connection, shard, target_id, shard.input_ids, {left[0]: ItemFailed(WORKER_LOST, reason)}, opened=-1)
+        _count(
+            connection,
+            shard,
+            target_id,
+            shard.input_ids,
+            {left[0]: ItemFailed(ItemCode.WORKER_LOST, reason)},
+            opened=-1,
+        )
 
 
 def _split(connection: Connection, shard: Row[Any], target_id: int, known: Sequence[int], left: Sequence[int]) -> None:

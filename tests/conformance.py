@@ -68,7 +68,7 @@ class Kind:
     """Tokens that are left of an input that is much too long."""
     wrong: Sequence[Any] = (1, None, True, ["text"], {"text": "text"})
     """Payloads that fail by themselves; JSON values of all types."""
-    message: str = "a text was expected, not an object"
+    message: str = "expected a text, got an object with 'text': give a string"
     """What the last of them fails with."""
     empty: bool = True
     """Whether the payload of the empty text is an input."""
@@ -172,6 +172,8 @@ KINDS: dict[str, Kind] = {
         folder="language_model",
         limit=256,
         empty=False,
+        steps="Once upon a time, there were",
+        patches={"_logits": 1},
         params={"per_token": True},
         # A model that lost most of its layers finds tokens unlikely, down to e^-50: what differs is that much larger.
         tolerances={"none": 1e-4, "bf16": 1.0, "nf4": 1.0, "int8": 2.0},

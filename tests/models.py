@@ -1,32 +1,13 @@
-"""Models to test with: specs made by hand, and the real folder of a small sentence encoder."""
+"""Models to test with: specs made by hand, and folders of small models, changed as a test needs them."""
 
 import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.specs import model_spec
 from benchmarks.weights import MINILM, SMOLLM2
-from contracts.models import ModelSpec
 
 __all__ = ["MINILM", "SMOLLM2", "changed", "model_spec", "save_language_model", "variant"]
-
-
-def model_spec(**changes: Any) -> ModelSpec:
-    values = {
-        "id": 1,
-        "name": "small",
-        "version": 1,
-        "source": "fake:",
-        "revision": None,
-        "task": "embed",
-        "quantization": "none",
-        "engine": "fake",
-        "pool": "default",
-        "epoch": 0,
-        "digest": "0" * 64,
-        "files": [],
-        "memory_bytes": 0,
-    }
-    return ModelSpec.model_validate(values | changes)
 
 
 def variant(folder: Path, files: dict[str, Any]) -> Path:

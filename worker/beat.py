@@ -6,13 +6,16 @@ import sys
 from typing import Any
 
 from celery.beat import Scheduler
-from celery.signals import setup_logging
+from celery.signals import after_task_publish, setup_logging
 
 from contracts import logs
 from contracts.errors import BatchmillError
 from contracts.settings import Settings, load_settings
 from storage.broker import TICK, TICK_QUEUE, celery_app
+from worker.health import Pulse
 from worker.leaving import Departure
+from worker.metrics import Registry
+from worker.probes import serving
 
 log = logging.getLogger("worker.beat")
 
@@ -32,10 +35,25 @@ def run(settings: Settings) -> None:
     }
     # The clock is in memory: what is due, the database says.
     beat = app.Beat(
-        scheduler_cls=Scheduler, max_interval=settings.tick_seconds, loglevel="WARNING", remote_control=False
+        scheduler_cls=Scheduler,
+        max_interval=settings.tick_seconds,
+        loglevel="WARNING",
+        quiet=True,  # its banner is no line of a log
+        remote_control=False,
     )
     _leave_in_time(beat)
-    beat.run()
+    pulse = Pulse(settings.tick_seconds)
+
+    def sent(**_: object) -> None:
+        pulse.beat()
+
+    after_task_publish.connect(sent, sender=TICK, weak=False)
+    try:
+        with serving(settings, Registry().registry, pulse):
+            log.info("sending a tick every %g s", settings.tick_seconds)
+            beat.run()
+    finally:
+        after_task_publish.disconnect(sent, sender=TICK)
 
 
 def _keep_logging(**_: object) -> None:

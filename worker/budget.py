@@ -9,14 +9,13 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from contracts.errors import ModelLoadFailed, describe
+from contracts.params import MEASURED_LENGTH
 from storage.budgets import Budget
 from worker.engines.base import Engine
 
 log = logging.getLogger(__name__)
 
 LARGEST = 262_144
-LENGTH = 64
-"""Tokens of a row to measure with: about what a sentence or two take."""
 PASSES = 5
 PATIENCE = 2.0
 """Seconds: a pass that takes longer is not doubled any more."""
@@ -51,10 +50,10 @@ def measure(
     """
     attempt = partial(_attempt, engine, params, begin_pass, clock)
     # The first pass pays for what libraries put off until then.
-    trial = attempt(LENGTH, 1)
+    trial = attempt(MEASURED_LENGTH, 1)
     tokens, ceiling = engine.smallest_pass, None
     if trial.seconds is not None:
-        while (trial := attempt(tokens, PASSES)).full and tokens > LENGTH:
+        while (trial := attempt(tokens, PASSES)).full and tokens > MEASURED_LENGTH:
             tokens = ceiling = tokens // 2
     if trial.seconds is None:
         raise ModelLoadFailed(f"its first pass failed: {trial.failure}")
@@ -94,7 +93,7 @@ def _attempt(
     """Passes of one size, fewer when one takes long."""
     fastest = math.inf
     try:
-        rows = engine.synthetic(LENGTH, max(tokens // LENGTH, 1))
+        rows = engine.synthetic(MEASURED_LENGTH, max(tokens // MEASURED_LENGTH, 1))
         for _ in range(passes):
             begin_pass()
             begin = clock()

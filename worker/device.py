@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError, Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -239,10 +239,19 @@ class Device:
             self._in_flight = []
 
     def _compute(self, batch: MicroBatch, shards: list[HeldShard]) -> list[Computed]:
+        """Put a micro-batch through the model.
+
+        Where the engine gives another number of outputs than it was given rows, it is broken, and what waits of these
+        shards fails with the micro-batch. What earlier passes gave in the right number stays: it may be stored by now,
+        and nothing tells it from what is true.
+        """
         rows = [shard.rows[row] for part, shard in zip(batch.parts, shards, strict=True) for row in part.rows.tolist()]
         target = shards[0].target
         began = time.perf_counter()
         result = forward(shards[0].engine, rows, target.params, self._form(target), self._begin_pass)
+        used = None if result.outputs is None else shards[0].engine.used_tokens(result.outputs)
+        if used is not None:
+            batch = replace(batch, real_tokens=used)
         self._observe(target.model, batch, time.perf_counter() - began)
         places = np.array(result.places, dtype=np.int64)
         self.inputs += len(rows)
@@ -256,11 +265,12 @@ class Device:
                 stop = start + len(part.rows)
                 mine = slice(*np.searchsorted(places, [start, stop]).tolist())
                 good = part.rows[places[mine] - start]
+                given_up = {} if result.broken is None else dict.fromkeys(self._withdraw(shard), result.broken)
                 shard.count(len(part.rows), batch, len(rows))
                 computed.append(
                     Computed(
                         shard=shard,
-                        rows=part.rows,
+                        rows=np.concatenate([part.rows, np.array([*given_up], np.intp)]),
                         input_ids=shard.input_ids[good],
                         truncated=shard.truncated[good],
                         outputs=None if result.outputs is None else result.outputs[mine],
@@ -268,12 +278,20 @@ class Device:
                             int(shard.input_ids[part.rows[place - start]]): error
                             for place, error in result.errors.items()
                             if start <= place < stop
-                        },
+                        }
+                        | {int(shard.input_ids[row]): error for row, error in given_up.items()},
                         last=shard.uncomputed == 0,
                     )
                 )
                 start = stop
         return computed
+
+    def _withdraw(self, shard: HeldShard) -> list[int]:
+        """Rows of a shard that wait, which are not computed any more."""
+        self._batcher.drop(shard.block)
+        rows: list[int] = shard.block.order.tolist()
+        shard.uncomputed -= len(rows)
+        return rows
 
     def _form(self, target: TargetSpec) -> OutputForm:
         if target.id not in self._forms:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from contracts.errors import ItemFailed, describe
+from contracts.itemcodes import ItemCode
 from worker.engines.base import Engine, Output, Row
 from worker.outputs import OutputForm, WrongCount, joined, unfit
 
@@ -26,6 +27,8 @@ class Forward:
     """By place."""
     fitting: int | None
     """Where memory was too small for a pass, the most rows of it that went through at once."""
+    broken: ItemFailed | None = None
+    """Why nothing that the engine gives is to be believed; None where it gave an output for each row."""
 
 
 def forward(
@@ -55,9 +58,9 @@ def forward(
         search.compute(range(len(rows)))
     except WrongCount as error:
         log.error("%s: nothing of the micro-batch is kept", error)
-        failed = ItemFailed("invalid_output", str(error))
+        failed = ItemFailed(ItemCode.INVALID_OUTPUT, str(error))
         errors = {place: search.errors.get(place, failed) for place in range(len(rows))}
-        return Forward(places=[], outputs=None, errors=errors, fitting=search.fitting)
+        return Forward(places=[], outputs=None, errors=errors, fitting=search.fitting, broken=failed)
     if search.causes:
         # Not what the engine says: that may quote an input. It is kept with the item.
         causes = ", ".join(f"{count} {cause}" for cause, count in search.causes.most_common())
@@ -133,5 +136,5 @@ def _item_failed(error: Exception, full: bool) -> ItemFailed:
         return ItemFailed(error.item_code, error.message)
     said = describe(error)
     if full:
-        return ItemFailed("out_of_memory", f"it does not fit into memory by itself: {said}")
-    return ItemFailed("engine_error", said)
+        return ItemFailed(ItemCode.OUT_OF_MEMORY, f"it does not fit into memory by itself: {said}")
+    return ItemFailed(ItemCode.ENGINE_ERROR, said)

@@ -1,4 +1,4 @@
-"""Whether a worker, or a deliverer, is alive and does its work."""
+"""Whether a worker, a deliverer or beat is alive and does its work."""
 
 import threading
 import time
@@ -71,3 +71,36 @@ class Health:
             except BatchmillError as error:
                 trouble = error.code
         return Verdict(self.stage is Stage.WORKING and trouble is None, {"stage": self.stage.value, "trouble": trouble})
+
+
+class Pulse:
+    """What the probes of beat are told: whether it sends ticks.
+
+    Args:
+        period: Seconds from one tick to the next.
+    """
+
+    PERIODS = 3
+    """It may miss a tick, or two; the first has as long."""
+
+    def __init__(self, period: float) -> None:
+        self._patience = self.PERIODS * period
+        self._started_at = time.monotonic()
+        self._sent_at: float | None = None
+
+    def beat(self) -> None:
+        """Note that the broker took a tick."""
+        self._sent_at = time.monotonic()
+
+    def alive(self) -> Verdict:
+        """False once no tick was sent for three periods."""
+        return self._verdict(self._sent_at or self._started_at)
+
+    def ready(self) -> Verdict:
+        """True once a tick was sent, and while the last one is no older than three periods."""
+        return self._verdict(self._sent_at)
+
+    def _verdict(self, since: float | None) -> Verdict:
+        now, sent_at = time.monotonic(), self._sent_at
+        details = {"last_tick_seconds": None if sent_at is None else round(now - sent_at, 1)}
+        return Verdict(since is not None and now - since <= self._patience, details)

@@ -8,6 +8,7 @@ import numpy as np
 
 from contracts.canonical import canonicalize
 from contracts.errors import InvalidInput, ItemFailed
+from contracts.itemcodes import ItemCode
 from contracts.names import Task
 from worker.engines.base import Output
 
@@ -64,7 +65,7 @@ class OutputForm:
             raise self._invalid(f"vectors of {width} numbers, and of {self._width} before")
 
     def _invalid(self, what: str) -> ItemFailed:
-        return ItemFailed("invalid_output", f"engine {self._engine!r} gave {what}")
+        return ItemFailed(ItemCode.INVALID_OUTPUT, f"engine {self._engine!r} gave {what}")
 
 
 def unfit(outputs: Output) -> dict[int, ItemFailed]:
@@ -74,7 +75,7 @@ def unfit(outputs: Output) -> dict[int, ItemFailed]:
     if outputs.dtype == np.uint8:
         return {}
     infinite = np.flatnonzero(~np.isfinite(outputs).all(axis=1))
-    return {index: ItemFailed("non_finite", _NON_FINITE) for index in infinite.tolist()}
+    return {index: ItemFailed(ItemCode.NON_FINITE, _NON_FINITE) for index in infinite.tolist()}
 
 
 def joined(outputs: list[Output]) -> Output | None:
@@ -90,5 +91,7 @@ def _unfit_json(value: Any) -> ItemFailed | None:
     try:
         canonicalize(value)
     except InvalidInput as error:
-        return ItemFailed("non_finite" if _NOT_A_NUMBER.search(error.reason) else "invalid_output", error.reason)
+        return ItemFailed(
+            ItemCode.NON_FINITE if _NOT_A_NUMBER.search(error.reason) else ItemCode.INVALID_OUTPUT, error.reason
+        )
     return None

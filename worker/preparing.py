@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from contracts.errors import ItemFailed, describe
+from contracts.itemcodes import ItemCode
 from contracts.models import TargetSpec
 from storage import inputs, results
 from storage.database import Database
@@ -53,7 +54,7 @@ def prepare(engine: Engine, payloads: Sequence[Any], params: Mapping[str, Any]) 
     except Exception as error:
         if len(payloads) == 1:
             log.info("an input cannot be prepared: %s", type(error).__name__)
-            failed = ItemFailed("engine_error", describe(error))
+            failed = ItemFailed(ItemCode.ENGINE_ERROR, describe(error))
             return refused(1, failed)
     else:
         counts = len(prepared.rows), len(prepared.lengths), len(prepared.truncated)
@@ -61,7 +62,7 @@ def prepare(engine: Engine, payloads: Sequence[Any], params: Mapping[str, Any]) 
             return prepared
         said = f"engine {type(engine).__name__} made {counts[0]} rows of {len(payloads)} inputs"
         log.error("%s, %d lengths and %d marks: none of them is computed", said, *counts[1:])
-        return refused(len(payloads), ItemFailed("invalid_output", said))
+        return refused(len(payloads), ItemFailed(ItemCode.INVALID_OUTPUT, said))
     middle = len(payloads) // 2
     first, second = (prepare(engine, half, params) for half in (payloads[:middle], payloads[middle:]))
     return Prepared(

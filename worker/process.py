@@ -34,6 +34,7 @@ from contracts.errors import (
     UnavailableError,
 )
 from contracts.models import ModelSpec, TargetSpec
+from contracts.params import pass_tokens
 from contracts.settings import Settings
 from contracts.states import Priority
 from contracts.tracing import Span, Tracing
@@ -264,7 +265,8 @@ class WorkerProcess:
         try:
             return lease, target, self._cache.pin(target.model)
         except ModelError as error:
-            self._fail(lease, error)
+            with logs.bound(job=str(lease.job_id), shard=str(lease.shard_id)):
+                self._fail(lease, error)
             return self._claim(pool)  # the ticket is good for another job
 
     def _load(self, model: ModelSpec) -> tuple[Engine, Budget]:
@@ -287,7 +289,8 @@ class WorkerProcess:
                 shard = self._patiently(lambda: preparing.hold(self._database, lease, target, engine))
             refused = len(shard.errors)
             submitted = time.time_ns()
-            self._device.submit(shard, budget.tokens, budget.pass_seconds)
+            tokens = pass_tokens(budget.tokens, target.model.task, target.params)
+            self._device.submit(shard, tokens, budget.pass_seconds)
             self._metrics.dealt_with(
                 target.model,
                 cached=len(lease.input_ids) - len(shard.input_ids) - refused,

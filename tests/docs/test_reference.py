@@ -15,7 +15,7 @@ from typer.main import get_command
 
 import producer
 import stack.cli
-from contracts.errors import ENGINE_FAULTS
+from contracts.itemcodes import ENGINE_FAULTS, ItemCode
 from contracts.params import PARAMS
 from contracts.settings import Settings
 from docs_tools import errors
@@ -58,15 +58,28 @@ def test_every_error_is_there_with_its_code(page: Callable[[str], str]) -> None:
 
 
 def test_every_code_of_an_item_is_there(page: Callable[[str], str]) -> None:
-    """Those that are written out where an item is failed, and those that count as the engine's fault."""
-    codes = set(ENGINE_FAULTS)
+    rows = re.findall(r"^\| `(\w+)` \| (.+) \| (.+) \|$", errors.render_items(), re.MULTILINE)
+    assert [code for code, _, _ in rows] == list(ItemCode)
+    assert {code for code, _, fault in rows if fault == "the engine's"} == ENGINE_FAULTS
+    _, _, items = page("reference/errors").partition("Of items")
+    assert missing(list(ItemCode), items) == []
+
+
+def test_an_item_fails_by_a_code_of_the_table() -> None:
+    """Nothing in `worker` or `storage` fails an item by a string of its own."""
+    taken = set()
     for path in [*ROOT.glob("worker/**/*.py"), *ROOT.glob("storage/**/*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
             match node:
                 case ast.Call(func=ast.Name(id="ItemFailed"), args=[first, *_]):
-                    codes |= {part.value for part in ast.walk(first) if isinstance(part, ast.Constant)}
-    assert {"too_long", "invalid_input"} < codes
-    assert missing(sorted(map(str, codes)), page("reference/errors")) == []
+                    literals = [part.value for part in ast.walk(first) if isinstance(part, ast.Constant)]
+                    assert literals == [], f"{path}:{node.lineno}: ItemFailed({literals[0]!r}, …)"
+                    taken |= {
+                        ItemCode[part.attr]
+                        for part in ast.walk(first)
+                        if isinstance(part, ast.Attribute) and ast.unparse(part.value) == "ItemCode"
+                    }
+    assert taken == set(ItemCode)
 
 
 def test_every_command_is_there_with_its_options(page: Callable[[str], str]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from contracts.errors import WORKER_LOST
+from contracts.itemcodes import ItemCode
 from storage.rescue import LIVES
 from tests.faults import inputs
 from tests.faults.crash import WORKER_POINTS
@@ -208,7 +208,11 @@ def answers(evidence: Evidence) -> Iterator[Violation]:
     yield from _rows(
         3,
         "an error that the oracle does not give",
-        [row for row in unfounded if row.code != WORKER_LOST or struck.get((row.job_id, row.input_id), 0) < LIVES],
+        [
+            row
+            for row in unfounded
+            if row.code != ItemCode.WORKER_LOST or struck.get((row.job_id, row.input_id), 0) < LIVES
+        ],
     )
 
 

@@ -19,12 +19,13 @@ import pytest
 from contracts import callbacks
 from contracts.errors import BatchmillError, EmptyJob, InvalidInput, UnknownEndpoint, UnknownModel
 from contracts.models import ModelSpec
-from contracts.names import Quantization, Task, split_reference
+from contracts.names import split_reference
 from contracts.settings import Settings
 from producer import Client, client, read
 from producer.submission import ContentDigest, Submission, chunks
 from storage.inputs import Line
 from tests.conftest import Mill, wait_until
+from tests.models import model_spec
 from tests.properties import submissions
 from tests.properties.scale import count, say
 
@@ -36,21 +37,7 @@ NAMED = {"params": "parameters", "idempotency_key": "idempotency.key", "callback
 """How a message speaks of an argument, where not by its name."""
 MOST_CHARACTERS = 2_000
 """Of a message: it says what is wrong, and does not repeat what was given."""
-FAKE = ModelSpec(
-    id=1,
-    name="fake",
-    version=1,
-    source="fake:",
-    revision=None,
-    task=Task.EMBED,
-    quantization=Quantization.NONE,
-    engine="fake",
-    pool="default",
-    epoch=1,
-    digest="",
-    files=[],
-    memory_bytes=0,
-)
+FAKE = model_spec(name="fake")
 
 
 class Offline(Client):

@@ -17,7 +17,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from contracts.errors import WORKER_LOST, ItemFailed, LeaseLost, NothingToRetry, WrongState
+from contracts.errors import ItemFailed, LeaseLost, NothingToRetry, WrongState
+from contracts.itemcodes import ItemCode
 from contracts.states import Priority
 from storage import claims, control, counting, jobs, retries, shards
 from storage.claims import Capacity
@@ -409,7 +410,7 @@ class States(RuleBasedStateMachine):
             self._count(shard, [i for i in shard.input_ids if i not in left], {}, 0)
         elif left and shard.deaths >= LIVES:
             shard.state = "done"
-            self._count(shard, shard.input_ids, {left[0]: WORKER_LOST}, counting.WORKER_LOST_WEIGHT)
+            self._count(shard, shard.input_ids, {left[0]: ItemCode.WORKER_LOST}, counting.WORKER_LOST_WEIGHT)
 
     @rule()
     def wake(self) -> None:

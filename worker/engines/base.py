@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contracts.errors import ItemFailed, describe
+from contracts.itemcodes import ItemCode
 from contracts.models import ModelSpec
 
 Row: TypeAlias = Any
@@ -58,7 +59,9 @@ class Prepared:
                 rows.append(make(payload))
             except (ItemFailed, ValueError, TypeError) as error:
                 rows.append(None)
-                errors[place] = error if isinstance(error, ItemFailed) else ItemFailed("invalid_input", describe(error))
+                errors[place] = (
+                    error if isinstance(error, ItemFailed) else ItemFailed(ItemCode.INVALID_INPUT, describe(error))
+                )
         lengths = [0 if place in errors else len(row) for place, row in enumerate(rows)]
         return cls(rows, np.array(lengths, np.int32), np.zeros(len(rows), np.bool_), errors)
 
@@ -111,6 +114,14 @@ class Engine(ABC):
     @abstractmethod
     def synthetic(self, length: int, count: int) -> list[Row]:
         """Rows of `length` tokens (at most the model's limit) with arbitrary content, to measure with."""
+
+    def used_tokens(self, outputs: Output) -> int | None:
+        """Tokens that went through the model for outputs that can be stored, where only these tell how many.
+
+        None where the lengths of the rows do. Where a row's length holds room for what it may become, what it did not
+        become counts as padding.
+        """
+        return None
 
     def ran_out_of_memory(self, error: Exception) -> bool:
         """Whether `run` raised because memory was full: the size of the pass is to blame then, not what is in it."""

@@ -10,15 +10,11 @@ from transformers import PretrainedConfig
 
 from contracts.errors import InvalidInput, ItemFailed
 from contracts.inputs import check_prompt
+from contracts.itemcodes import ItemCode
 from worker.engines.base import Prepared
 from worker.engines.decoding import Prompt
 from worker.engines.text import backend, token_limit
 from worker.loading import load_tokenizer
-
-NO_TEMPLATE = "no_chat_template"
-"""Of a chat for a model that has no template, or several and none of them the default."""
-TEMPLATE_FAILED = "chat_template_failed"
-"""Of a chat that the model's template refuses, such as one in which roles do not alternate."""
 
 
 class PromptTokenizer:
@@ -53,7 +49,7 @@ class PromptTokenizer:
                 ids = self._ids(payload)
                 cut = self._cut(ids, self.limit - new_tokens, params["truncate"])
             except InvalidInput as error:
-                prepared.errors[place] = ItemFailed("invalid_input", error.reason)
+                prepared.errors[place] = ItemFailed(ItemCode.INVALID_INPUT, error.reason)
             except ItemFailed as error:
                 prepared.errors[place] = error
             else:
@@ -79,7 +75,7 @@ class PromptTokenizer:
         text = self._written_out(payload["messages"]) if chat else payload
         ids: list[int] = self._backend.encode(text, add_special_tokens=not chat).ids
         if not ids:
-            raise ItemFailed("invalid_input", "the prompt has no token that the model could take")
+            raise ItemFailed(ItemCode.INVALID_INPUT, "the prompt has no token that the model could take")
         return ids
 
     def _written_out(self, messages: Sequence[Mapping[str, str]]) -> str:
@@ -88,13 +84,14 @@ class PromptTokenizer:
             self._tokenizer.get_chat_template()
         except ValueError as error:
             raise ItemFailed(
-                NO_TEMPLATE, "the model has no chat template: give it a prompt, or take a model that was taught to chat"
+                ItemCode.NO_CHAT_TEMPLATE,
+                "the model has no chat template: give it a prompt, or take a model that was taught to chat",
             ) from error
         chat = [dict(message) for message in messages]
         try:
             text = self._tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
         except TemplateError as error:
-            raise ItemFailed(TEMPLATE_FAILED, f"the model's chat template refuses it: {error}") from error
+            raise ItemFailed(ItemCode.CHAT_TEMPLATE_FAILED, f"the model's chat template refuses it: {error}") from error
         assert isinstance(text, str)
         return text
 
@@ -106,7 +103,7 @@ class PromptTokenizer:
         if truncate and room > begins:
             return [*ids[:begins], *ids[len(ids) - room + begins :]]
         raise ItemFailed(
-            "too_long",
+            ItemCode.TOO_LONG,
             f"the prompt has {len(ids)} tokens, and beside max_new_tokens the model takes {max(room, 0)}",
         )
 

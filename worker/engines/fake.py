@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from contracts.errors import ItemFailed, ModelLoadFailed
 from contracts.fake import FakeSource, parse_fake
+from contracts.itemcodes import ItemCode
 from contracts.models import ModelSpec
 from contracts.names import Task
 from worker.engines.base import Engine, Output, Prepared
@@ -76,7 +77,7 @@ class FakeEngine(Engine):
         errors: dict[int, ItemFailed] = {}
         if params.get("truncate") is False:
             for i in np.flatnonzero(truncated).tolist():
-                errors[i] = ItemFailed("too_long", f"{tokens[i]} tokens, and the model takes {source.limit}")
+                errors[i] = ItemFailed(ItemCode.TOO_LONG, f"{tokens[i]} tokens, and the model takes {source.limit}")
             lengths[truncated] = 0
             truncated[:] = False
         return Prepared(rows, lengths, truncated, errors)

@@ -63,6 +63,10 @@ class GenerateEngine(TransformerEngine):
         """Rows that are half prompt, half generated."""
         return self._tokenizer.synthetic(length, count)
 
+    def used_tokens(self, outputs: Output) -> int:
+        """Tokens of the prompts, and those that were generated."""
+        return sum(int(output["prompt_tokens"] + output["new_tokens"]) for output in outputs)
+
     def _output(self, row: Continued, stop: StopStrings) -> Any:
         tokens = row.tokens
         if tokens[-1] == NO_NUMBER:

@@ -13,6 +13,7 @@ from transformers import PretrainedConfig
 
 from contracts.errors import InvalidInput, ItemFailed, ModelLoadFailed
 from contracts.inputs import check_ranking
+from contracts.itemcodes import ItemCode
 from worker.engines.base import Prepared
 from worker.engines.padding import Ids
 from worker.engines.text import backend, token_limit
@@ -69,7 +70,7 @@ class PairTokenizer:
             try:
                 check_ranking(payload)
             except InvalidInput as error:
-                errors[place] = ItemFailed("invalid_input", error.reason)
+                errors[place] = ItemFailed(ItemCode.INVALID_INPUT, error.reason)
         good = [place for place in range(len(payloads)) if place not in errors]
         texts = [text for place in good for text in (payloads[place]["query"], *payloads[place]["documents"])]
         encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
@@ -82,14 +83,14 @@ class PairTokenizer:
             cut = [i for i, document in enumerate(documents) if self._tokens(query, document) > self.limit]
             if cut and params.get("truncate") is False:
                 errors[place] = ItemFailed(
-                    "too_long",
+                    ItemCode.TOO_LONG,
                     f"the query with document {cut[0]} has {self._tokens(query, documents[cut[0]])} tokens, "
                     f"and the model takes {self.limit} without cutting",
                 )
                 continue
             row = self.join(query, documents)
             if not all(map(len, row.ids)):
-                errors[place] = ItemFailed("invalid_input", "a pair has no token that the model could take")
+                errors[place] = ItemFailed(ItemCode.INVALID_INPUT, "a pair has no token that the model could take")
                 continue
             rows[place] = row
             lengths[place] = sum(map(len, row.ids))

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from transformers import DynamicCache, PreTrainedModel
 
 from contracts.errors import ItemFailed, ModelLoadFailed
+from contracts.itemcodes import ItemCode
 from contracts.models import ModelSpec
 from contracts.names import Task
 from worker.engines.base import Output, Prepared
@@ -49,7 +50,7 @@ class ScoreEngine(TransformerEngine):
         prepared = self._tokenizer.prepare(payloads, params)
         for place in np.flatnonzero(prepared.lengths == 1).tolist():
             prepared.errors[place] = ItemFailed(
-                "too_short", "the text has a single token, and the first is not scored: nothing comes before it"
+                ItemCode.TOO_SHORT, "the text has a single token, and the first is not scored: nothing comes before it"
             )
             prepared.lengths[place] = 0
         return prepared

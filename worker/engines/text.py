@@ -12,7 +12,9 @@ from tokenizers.normalizers import Sequence as NormalizerSequence
 from transformers import PretrainedConfig
 from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
-from contracts.errors import ItemFailed, ModelLoadFailed
+from contracts.errors import InvalidInput, ItemFailed, ModelLoadFailed
+from contracts.inputs import check_text
+from contracts.itemcodes import ItemCode
 from worker.engines.base import Prepared
 from worker.loading import load_tokenizer
 
@@ -55,11 +57,12 @@ class TextTokenizer:
 
     def prepare(self, payloads: Sequence[Any], params: Mapping[str, Any]) -> Prepared:
         """Token ids of each text, in int32, special tokens included."""
-        errors = {
-            i: ItemFailed("invalid_input", f"a text was expected, not {_json_type(payload)}")
-            for i, payload in enumerate(payloads)
-            if not isinstance(payload, str)
-        }
+        errors: dict[int, ItemFailed] = {}
+        for i, payload in enumerate(payloads):
+            try:
+                check_text(payload)
+            except InvalidInput as error:
+                errors[i] = ItemFailed(ItemCode.INVALID_INPUT, error.reason)
         texts = ["" if i in errors else payload for i, payload in enumerate(payloads)] if errors else payloads
         if self._prompt:
             texts = [self._prompt + text for text in texts]
@@ -73,10 +76,10 @@ class TextTokenizer:
             if rest and params.get("truncate") is False:
                 tokens = self.limit + sum(len(part) - self._specials for part in rest)
                 errors[i] = ItemFailed(
-                    "too_long", f"the text has {tokens} tokens, and the model takes {self.limit} without cutting"
+                    ItemCode.TOO_LONG, f"the text has {tokens} tokens, and the model takes {self.limit} without cutting"
                 )
         for i in np.flatnonzero(lengths == 0).tolist():
-            errors.setdefault(i, ItemFailed("invalid_input", "the text has no token that the model could take"))
+            errors.setdefault(i, ItemFailed(ItemCode.INVALID_INPUT, "the text has no token that the model could take"))
         # One array for all, and views of it: an array for each would take most of the time of this function.
         flat = np.fromiter(chain.from_iterable(ids), np.int32, int(lengths.sum()))
         ends = list(accumulate(lengths.tolist(), initial=0))
@@ -115,18 +118,3 @@ def token_limit(folder: Path, tokenizer_limit: int, config: PretrainedConfig) ->
             f"{folder}: nothing says how long an input may be; set model_max_length in tokenizer_config.json"
         )
     return limit
-
-
-def _json_type(payload: Any) -> str:
-    """The payload's type, as JSON names it."""
-    match payload:
-        case None:
-            return "null"
-        case bool():
-            return "a boolean"
-        case int() | float():
-            return "a number"
-        case list():
-            return "an array"
-        case _:
-            return "an object"

@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contracts.errors import ItemFailed
+from contracts.itemcodes import ItemCode
 from worker.engines.base import Output, Prepared
 
 
@@ -12,7 +13,7 @@ def unpackable(dimensions: int, precision: str) -> ItemFailed | None:
     if precision != "ubinary" or dimensions % 8 == 0:
         return None
     return ItemFailed(
-        "invalid_params", f"precision ubinary packs eight dimensions a byte, and this model has {dimensions}"
+        ItemCode.INVALID_PARAMS, f"precision ubinary packs eight dimensions a byte, and this model has {dimensions}"
     )
 
 
@@ -36,7 +37,7 @@ def in_precision(vectors: NDArray[np.float32], precision: str) -> Output:
                 return vectors.astype(np.float16)
         case "ubinary":
             if not np.isfinite(vectors).all():
-                raise ItemFailed("non_finite", "the embedding holds what is no number")
+                raise ItemFailed(ItemCode.NON_FINITE, "the embedding holds what is no number")
             return np.packbits(vectors > 0, axis=-1)
         case _:
             return vectors

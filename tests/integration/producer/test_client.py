@@ -228,13 +228,32 @@ def test_wrong_types_in_a_file_are_named_by_line(client: Client, tmp_path: Path)
     client.models.add("minilm", str(MINILM), pool="nobody")
     path = tmp_path / "reviews.jsonl"
     path.write_text("".join(f'"review {number}"\n' for number in range(1, 70_123)) + '{"input": 5}\n"the last"\n')
-    with pytest.raises(InvalidInput, match=r"^reviews.jsonl, line 70123: expected a text, got int"):
+    with pytest.raises(InvalidInput, match=r"^reviews.jsonl, line 70123: expected a text, got a number"):
         client.submit("minilm", producer.read(path))
     told: list[InvalidInput] = []
     job = client.submit("minilm", producer.read(path), on_bad=told.append)
     assert [error.where for error in told] == ["reviews.jsonl, line 70123"]
     assert job.counts.items == 70_123
     assert client.check("minilm", producer.read(path)).bad == 1
+
+
+def test_chats_that_are_none_are_named(client: Client, language_model: Path, tmp_path: Path) -> None:
+    client.models.add("speaker", str(language_model), task="generate", pool="nobody")
+    good = {"messages": [{"role": "user", "content": "hello"}]}
+    bad = {"messages": [*good["messages"], {"role": "tool", "content": "4"}]}
+    reason = r"message 1 has the role 'tool', and a chat knows system, user, assistant: generate takes a prompt, or"
+    with pytest.raises(InvalidInput, match=f"^item 3: {reason}"):
+        client.submit("speaker", ["a prompt", good, bad])
+    path = tmp_path / "chats.jsonl"
+    path.write_text(
+        "".join(json.dumps({"id": name, "input": value}) + "\n" for name, value in [("a", good), ("b", bad)])
+    )
+    with pytest.raises(InvalidInput, match=f"^chats.jsonl, line 2: {reason}"):
+        client.submit("speaker", producer.read(path))
+    told: list[InvalidInput] = []
+    job = client.submit("speaker", producer.read(path), on_bad=told.append)
+    assert [error.where for error in told] == ["chats.jsonl, line 2"]
+    assert job.counts.items == 1
 
 
 def test_a_database_that_goes_away_midway_leaves_nothing_that_counts(

@@ -1,4 +1,4 @@
-"""The images as the Dockerfile describes them; no engine is here to build them."""
+"""The images as the Dockerfile describes them; nothing is built."""
 
 import json
 import re

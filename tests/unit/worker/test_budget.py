@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 
 from contracts.errors import ModelLoadFailed
+from contracts.params import MEASURED_LENGTH as LENGTH
 from tests.engines import RowEngine
 from worker import budget
-from worker.budget import LARGEST, LENGTH, PASSES, SLACK, measure
+from worker.budget import LARGEST, PASSES, SLACK, measure
 from worker.engines.base import Engine, Output
 
 

@@ -163,6 +163,34 @@ def test_when_all_fail_it_ends(storage: Storage, engine: Gated) -> None:
     assert storage.of(one) == {}
 
 
+def test_an_engine_that_loses_count_fails_the_rest_of_the_shards_in_its_pass(storage: Storage) -> None:
+    def compute(rows: list[int]) -> Output:
+        return as_vectors(rows[1:] if 4 in rows else rows)
+
+    engine = RowEngine(compute)
+    shard, follower = hold(engine, range(8)), hold(engine, [6, 20])
+    other = hold(engine, [10, 11], target=2)
+
+    def submit() -> None:  # on the device's thread, so that it computes nothing meanwhile
+        for one in (shard, follower, other):
+            storage.device.submit(one, 8)
+
+    storage.device.call(submit)
+    assert done(shard, follower, other)
+    errors = shard.outcome().errors
+    # Two rows a pass: those of the first two stay, the third is wrong, the fourth never comes.
+    assert storage.of(shard) == {row: float(row) for row in range(4)}
+    assert {row: error.item_code for row, error in errors.items()} == dict.fromkeys(range(4, 8), "invalid_output")
+    assert {error.message for error in errors.values()} == {"engine 'fake' gave 1 outputs for 2 inputs"}
+    assert not {6, 7} & {row for rows in engine.passes for row in rows}
+    assert sum(part.last for part in storage.delivered if part.shard is shard) == 1
+    # Who waits for a row of it hears of its error; what else he holds, and shards of other passes, are computed.
+    assert set(follower.outcome().errors) == {6}
+    assert storage.of(follower) == {20: 20.0}
+    assert storage.of(other) == {10: 10.0, 11: 11.0}
+    assert (shard.outcome().real_tokens, storage.device.inputs) == (3 * 8, 6 + 1 + 2)
+
+
 def test_a_shard_with_nothing_to_compute_is_finished(storage: Storage, engine: Gated) -> None:
     one = hold(engine, [])
     storage.device.submit(one, 24)
@@ -354,6 +382,22 @@ def test_what_drains_lets_go_of_all_that_is_held_and_all_that_comes(storage: Sto
     while not storage.delivered:
         assert storage.device._thread.is_alive()
     assert engine.computed == [1]
+
+
+class Generating(Gated):
+    """Rows hold room for more than they become: each output takes one token."""
+
+    def used_tokens(self, outputs: Output) -> int:
+        return len(outputs)
+
+
+def test_what_only_the_outputs_tell_is_counted_by_them(storage: Storage) -> None:
+    shard = hold(Generating(), [1, 2, 3], lengths=[9, 9, 9])
+    storage.device.submit(shard, 1000)
+    assert done(shard)
+    assert storage.device.tokens == 3
+    outcome = shard.outcome()
+    assert (outcome.real_tokens, outcome.padded_tokens) == (3, 27)
 
 
 class Stepping(Gated):

@@ -1,3 +1,4 @@
+import gc
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -205,3 +206,33 @@ def test_who_waits_for_a_model_that_cannot_be_loaded_does_not_try_again() -> Non
         cache.unpin(resident)
     assert loads == [1]
     assert cache.pin(spec(1)) is not residents[0]  # whoever comes later tries anew
+
+
+def test_a_model_that_left_is_freed_once_nobody_holds_it(cache: ModelCache) -> None:
+    resident = cache.pin(spec(1))
+    engine = weakref.ref(cache.load(resident)[0])
+    cache.unpin(resident)
+    use(cache, spec(2, LIMIT))
+    assert cache.contents() == ([2], LIMIT)
+    # Whoever computes with it still may; then its memory is given back at once, without the garbage collector.
+    assert engine() is not None
+    del resident
+    assert engine() is None
+
+
+def test_a_model_that_could_not_be_loaded_is_freed() -> None:
+    engines: list[weakref.ref[Engine]] = []
+
+    def load(model: ModelSpec) -> tuple[Engine, Budget]:
+        engine = FakeEngine.load(model, Path(), "cpu")
+        engines.append(weakref.ref(engine))
+        raise ModelLoadFailed(f"its first pass: {engine.memory_bytes}")
+
+    cache = ModelCache(LIMIT, load)
+    resident = cache.pin(spec(1))
+    with pytest.raises(ModelLoadFailed):
+        cache.load(resident)
+    cache.unpin(resident)
+    del resident
+    gc.collect()  # an exception and its frames hold each other
+    assert [engine() for engine in engines] == [None]
