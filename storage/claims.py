@@ -58,11 +58,17 @@ _CLAIMABLE = """
 """
 _ALONE = f"EXISTS (SELECT FROM shards WHERE shards.job_id = jobs.id AND shards.alone AND {_CLAIMABLE})"
 
-# An interactive job waits for its model a tenth as long as others do, and whatever was loaded last.
+# An interactive job waits for its model a tenth as long as others do, and whatever was loaded last. Where another
+# worker computes by the model, nobody starves: it may be loading it just now.
 _WAITED = """
     (:settled OR jobs.priority = 0) AND coalesce(jobs.served_at, jobs.queued_at) < now() - least(greatest(:shortest,
         :loads * (SELECT coalesce(max(load_seconds), 0) FROM batch_budgets WHERE model_id = models.id)
         * interval '1 second'), :longest) * CASE jobs.priority WHEN 0 THEN 0.1 ELSE 1 END
+    AND NOT EXISTS (
+        SELECT FROM jobs AS served JOIN targets AS theirs ON theirs.id = served.target_id
+            JOIN shards ON shards.job_id = served.id
+        WHERE served.state = 'running' AND theirs.model_id = models.id
+          AND shards.state = 'leased' AND shards.lease_expires_at > now())
 """
 
 _PICK_JOB = text(f"""

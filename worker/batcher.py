@@ -99,19 +99,24 @@ class MicroBatcher:
 
     def next(self, now: float) -> MicroBatch | None:
         """The micro-batch to compute now; None when nothing waits, or what waits is worth a moment's patience."""
-        if not self._blocks:
-            return None
-        lead = min(self._blocks, key=lambda block: (block.rank, block.arrived))
+        leads: dict[Hashable, Block] = {}
+        for block in sorted(self._blocks, key=_urgency):
+            leads.setdefault(block.target, block)
+        # While the most urgent target waits for company, others need not.
+        return next((batch for lead in leads.values() if (batch := self._led_by(lead, now)) is not None), None)
+
+    def _led_by(self, lead: Block, now: float) -> MicroBatch | None:
+        """A micro-batch that begins with the lead's longest row, unless it is worth a moment's patience."""
         budget = self._budgets[lead.target]
         # Interactive rows do not wait for a pass that bulk rows have made long.
         blocks = sorted(
             (b for b in self._blocks if b.target == lead.target and (lead.rank > 0 or b.rank == 0)),
-            key=lambda block: (block is not lead, block.rank, block.arrived),
+            key=lambda block: (block is not lead, *_urgency(block)),
         )
         longest = int(lead.lengths[lead.order[0]])
         room = max(budget // max(longest, 1), 1)
         available = sum(len(block.order) for block in blocks)
-        if available < room and lead.rank > 0 and now < self._ripe(lead):
+        if available < room and lead.rank > 0 and now < min(map(self._ripe, blocks)):
             return None
         return self._draw(blocks, longest, room, budget)
 
@@ -146,3 +151,7 @@ class MicroBatcher:
             padded_tokens=longest * count,
             budget_tokens=max(budget, longest * count),
         )
+
+
+def _urgency(block: Block) -> tuple[int, float]:
+    return block.rank, block.arrived

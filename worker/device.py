@@ -207,6 +207,8 @@ class Device:
             else:
                 assert batch is not None
                 self._run_batch(*batch)
+            # Or an engine that left memory would stay there until the next pass.
+            batch = call = None
             self._pass_began = None
 
     def _next(self) -> tuple[MicroBatch, list[HeldShard]] | None:

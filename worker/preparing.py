@@ -49,6 +49,8 @@ def prepare(engine: Engine, payloads: Sequence[Any], params: Mapping[str, Any]) 
 
     Where it makes more rows than there are payloads, or fewer, all of these fail: which row is whose nobody knows.
     """
+    if not payloads:  # all of the shard's inputs have a result by now; not every engine takes nothing
+        return refused(0, ItemFailed(ItemCode.ENGINE_ERROR, ""))
     try:
         prepared = engine.prepare(payloads, params)
     except Exception as error:

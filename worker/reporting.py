@@ -4,6 +4,9 @@ import logging
 import threading
 from collections.abc import Callable
 
+from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
+
 from contracts.errors import DatabaseUnavailable
 from storage import workers
 from storage.database import Database
@@ -30,33 +33,25 @@ class Reporter:
         self._thread = threading.Thread(target=self._loop, name="reporter", daemon=True)
 
     def start(self) -> None:
-        """Begin to report; workers that were not heard of for long are taken off the list.
-
-        Raises:
-            DatabaseUnavailable: Postgres does not answer.
-        """
-        self._forget()
+        """Begin to report; workers that were not heard of for long are taken off the list."""
+        self._try(lambda connection: workers.forget(connection, self._look().name))
         self._thread.start()
 
     def stop(self) -> None:
         """End, and take the worker off the list."""
         self._stopping.set()
         self._thread.join()
-        try:
-            self._forget()
-        except DatabaseUnavailable:
-            log.debug("the worker stays on the list until another one starts")
-
-    def _forget(self) -> None:
-        with self._database.transaction() as connection:
-            workers.forget(connection, self._look().name)
+        self._try(lambda connection: workers.forget(connection, self._look().name))
 
     def _loop(self) -> None:
         while True:
-            try:
-                with self._database.transaction() as connection:
-                    workers.report(connection, self._look())
-            except DatabaseUnavailable as error:
-                log.debug("no report: %s", error)
+            self._try(lambda connection: workers.report(connection, self._look()))
             if self._stopping.wait(PERIOD):
                 return
+
+    def _try(self, write: Callable[[Connection], None]) -> None:
+        try:
+            with self._database.transaction() as connection:
+                write(connection)
+        except (DatabaseUnavailable, SQLAlchemyError) as error:  # a role that may not write there is one of them
+            log.debug("no report: %s", error)

@@ -1,5 +1,6 @@
 """Models in memory: loaded once, pinned from claim to close, the least recently used leaves first."""
 
+import gc
 import logging
 import math
 import threading
@@ -101,6 +102,8 @@ class ModelCache:
             if resident.failure is not None:
                 raise resident.failure
             if resident.loaded is None:
+                # bitsandbytes' 4-bit weights stand in cycles: those that left would take memory until it is too late.
+                gc.collect()
                 try:
                     engine, budget = self._load(resident.model)
                 except Exception as error:

@@ -55,11 +55,8 @@ class Batching(RuleBasedStateMachine):
         if batch is None:
             # Only for what came just now, is not urgent and does not fill a pass.
             for block in self.waiting:
-                assert self.now < block.arrived + LINGER[0] or self._lead() is not block
-            if self.waiting:
-                lead = self._lead()
-                assert lead.rank > 0
-                assert self.now < lead.arrived + LINGER[0]
+                assert block.rank > 0
+                assert self.now < block.arrived + LINGER[0]
         else:
             self._take(batch)
 
@@ -75,11 +72,26 @@ class Batching(RuleBasedStateMachine):
         assert not self.waiting, "rows are left that no pass takes"
         assert self.batcher.next(self.now) is None
 
-    def _lead(self) -> Block:
-        return min(self.waiting, key=lambda block: (block.rank, block.arrived))
+    def _lead(self, target: object) -> Block:
+        return min(
+            (block for block in self.waiting if block.target == target), key=lambda block: (block.rank, block.arrived)
+        )
+
+    def _patient(self, lead: Block) -> bool:
+        """Whether what waits for the lead's target may wait for company."""
+        same = [block for block in self.waiting if block.target == lead.target]
+        room = max(self.budgets[str(lead.target)] // max(max(lead.lengths[row] for row in self.waiting[lead]), 1), 1)
+        return (
+            lead.rank > 0
+            and sum(len(self.waiting[block]) for block in same) < room
+            and all(self.now < block.arrived + LINGER[0] for block in same)
+        )
 
     def _take(self, batch: MicroBatch) -> None:
-        lead = self._lead()
+        lead = self._lead(batch.target)
+        urgent = min(self.waiting, key=lambda block: (block.rank, block.arrived))
+        assert lead is urgent or lead.target != urgent.target
+        assert lead.target == urgent.target or self._patient(urgent), "less urgent rows went first for no reason"
         budget = self.budgets[str(batch.target)]
         rows = [(part.block, int(row)) for part in batch.parts for row in part.rows]
         sizes = [int(block.lengths[row]) for block, row in rows]

@@ -100,8 +100,10 @@ def expected(found: list[Job], how: dict[str, Any], lowest: int) -> tuple[Job, i
         return job.target in how["loaded"] or not how["free"] < MEMORY[job.target] <= TOTAL
 
     def starves(job: Job) -> bool:
-        """Whether it has waited for its model for so long that another has to leave for it."""
+        """Whether it has waited for its model for so long that another has to leave for it, and nobody else has it."""
         if job.target in how["loaded"] or not (how["settled"] or job.rank == 0):
+            return False
+        if any(other.leased and other.state == "running" for other in found if other.target == job.target):
             return False
         waited = job.age if job.served is None else job.served
         return waited > PATIENCE[0].total_seconds() * (0.1 if job.rank == 0 else 1)

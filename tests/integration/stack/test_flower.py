@@ -2,8 +2,11 @@
 
 import json
 import os
+import re
 import socket
 import stat
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -106,6 +109,27 @@ def test_its_password_is_kept_from_others_and_its_port_is_held_while_it_is_start
     again = httpx2.get(page.base_url.join("/tasks"), auth=(USER, password(settings)), timeout=60)
     assert again.status_code == 200
     assert child(settings).address == before.address
+
+
+def test_up_says_where_it_is_and_how_to_get_in_each_time(home: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("BATCHMILL_")} | {
+        "BATCHMILL_HOME": str(home)
+    }
+
+    def up(*options: str) -> str:
+        command = [str(Path(sys.executable).with_name("batchmill")), "up", *options]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=90, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    first = up("--detach")
+    [(address, user, secret)] = re.findall(
+        r"^flower +(http://127\.0\.0\.1:\d+)  user (\S+), password (\S+)$", first, re.MULTILINE
+    )
+    assert up() == first
+    told = json.loads(up("--json"))
+    assert [told[f"flower_{name}"] for name in ("url", "user", "password")] == [address, user, secret]
+    assert httpx2.get(f"{address}/tasks", auth=(user, secret), timeout=60).status_code == 200
 
 
 def test_a_stack_without_it_comes_up_and_says_so(

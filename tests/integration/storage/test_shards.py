@@ -96,10 +96,14 @@ class TestClaim:
         capacity = Capacity(loaded=[model_of(database, other)], vacant_bytes=-1)
         cold, warm = many(database, target_id, 3), many(database, other, 6)
         execute(database, "UPDATE jobs SET service = 10000 WHERE id = :id", id=warm)
-        assert claimed(database).job_id == cold
+        first = claimed(database)
+        assert first.job_id == cold
         assert [claimed(database, capacity=capacity).job_id for _ in range(2)] == [warm, warm]
+        expire(database, first)
         execute(database, "UPDATE jobs SET served_at = now() - interval '31 seconds' WHERE id = :id", id=cold)
-        assert [claimed(database, capacity=capacity).job_id for _ in range(2)] == [cold, warm]
+        second, third = (claimed(database, capacity=capacity) for _ in range(2))
+        assert [second.job_id, third.job_id] == [cold, warm]
+        expire(database, second)
         # One that was never served starves from the moment it was queued.
         new = many(database, target_id, 1)
         assert claimed(database, capacity=capacity).job_id == warm
@@ -109,9 +113,9 @@ class TestClaim:
         assert claimed(database, capacity=capacity).job_id == new
         # Where there is room for both models, the job that was served least goes first at once.
         roomy = replace(capacity, vacant_bytes=2**40)
-        third = many(database, target_id, 1)
-        execute(database, "UPDATE jobs SET service = 0 WHERE id = :id", id=third)
-        assert claimed(database, capacity=roomy).job_id == third
+        cheap = many(database, target_id, 1)
+        execute(database, "UPDATE jobs SET service = 0 WHERE id = :id", id=cheap)
+        assert claimed(database, capacity=roomy).job_id == cheap
         # A more urgent class is not kept waiting by what is in memory.
         urgent = many(database, target_id, 1, priority=Priority.INTERACTIVE)
         assert claimed(database, capacity=capacity).job_id == urgent
@@ -150,6 +154,11 @@ class TestClaim:
         turn = claimed(database, capacity=empty)
         assert turn.job_id == waiting
         assert turn.loading
+        # While another worker computes by the model, or loads it, nobody starves.
+        execute(database, "UPDATE jobs SET served_at = now() - interval '12 seconds' WHERE id = :id", id=waiting)
+        assert claimed(database, capacity=full).job_id == here
+        expire(database, turn)
+        assert claim(database, capacity=full) is None
         # A model that takes long to load is worth a longer wait.
         execute(database, "UPDATE jobs SET served_at = NULL WHERE id = :id", id=waiting)
         execute(

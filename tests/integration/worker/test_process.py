@@ -1,11 +1,14 @@
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from structlog.contextvars import get_contextvars
 
 from contracts.errors import ArtifactsUnavailable
 from contracts.jobs import JobInfo
+from contracts.models import ModelSpec
 from contracts.settings import Settings
 from contracts.states import JobState
 from storage import jobs
@@ -13,6 +16,7 @@ from storage.artifacts import ArtifactStore
 from storage.broker import Tickets
 from storage.database import Database
 from tests.jobs import execute, make_target, query, submit
+from worker.engines.fake import FakeEngine
 from worker.hardware import Hardware
 from worker.process import WorkerProcess
 
@@ -33,7 +37,11 @@ def states(database: Database) -> list[JobInfo]:
         return [jobs.get(connection, row.id) for row in query(database, "SELECT id FROM jobs ORDER BY created_at")]
 
 
-def test_a_ticket_serves_the_next_job_when_a_model_never_fits(process: WorkerProcess, database: Database) -> None:
+def test_a_ticket_serves_the_next_job_when_a_model_never_fits(
+    process: WorkerProcess, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[tuple[str, str]] = []
+    caplog.handler.addFilter(lambda record: told.append((record.levelname, get_contextvars().get("job", ""))) is None)
     for name, memory in (("huge", 2000), ("vast", 3000), ("small", 10)):
         submit(database, make_target(database, name, source="fake:?memory=10", memory_bytes=memory), [name])
     assert process.serve("default")
@@ -42,6 +50,7 @@ def test_a_ticket_serves_the_next_job_when_a_model_never_fits(process: WorkerPro
         assert (job.state, job.error_code) == (JobState.FAILED, "model_too_large")
     assert small.state is JobState.SUCCEEDED
     assert small.counts.computed == 1
+    assert [job for level, job in told if level == "ERROR"] == [str(huge.id), str(vast.id)]
     assert not process.serve("default")
 
 
@@ -86,6 +95,26 @@ def test_nothing_runs_beside_a_shard_that_must_run_alone(
     assert process.serve("default")
     with database.transaction() as connection:
         assert jobs.get(connection, job_id).state is JobState.SUCCEEDED
+
+
+def test_a_model_that_left_takes_no_memory_any_more(
+    process: WorkerProcess, database: Database, monkeypatch: pytest.MonkeyPatch, eventually: Callable[..., None]
+) -> None:
+    engines: list[weakref.ref[FakeEngine]] = []
+    load = FakeEngine.load
+
+    def noted(model: ModelSpec, folder: Path, device: str) -> FakeEngine:
+        engines.append(weakref.ref(engine := load(model, folder, device)))
+        return engine
+
+    monkeypatch.setattr(FakeEngine, "load", noted)
+    for name in ("first", "second"):
+        target = make_target(database, name, source="fake:?memory=600", memory_bytes=600)
+        submit(database, target, ["text", "other"])
+        assert process.serve("default")
+    first, second = engines
+    eventually(lambda: first() is None)
+    assert second() is not None
 
 
 def test_it_starves_only_beside_work_that_it_could_claim(process: WorkerProcess, database: Database) -> None:

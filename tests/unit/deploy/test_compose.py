@@ -150,6 +150,29 @@ def test_every_service_is_confined_watched_and_started_again(read: Reader) -> No
     assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu"])
 
 
+def test_probes_ask_the_port_that_answers_them(read: Reader) -> None:
+    services = read.services("redis", "cpu", "gpu")
+    for name in ("worker", "worker-gpu", "beat", "deliver"):
+        port = services[name]["environment"]["BATCHMILL_METRICS_PORT"]
+        assert f"http://127.0.0.1:{port}/readyz" in str(services[name]["healthcheck"]["test"]), name
+
+
+def test_a_worker_computes_on_as_many_threads_as_it_has_cores(read: Reader) -> None:
+    for given in ({}, {"WORKER_CPUS": "8"}):
+        services = read.services("redis", "cpu", "gpu", **given)
+        for name in ("worker", "worker-gpu"):
+            cpus = float(services[name]["deploy"]["resources"]["limits"]["cpus"])
+            assert float(services[name]["environment"]["BATCHMILL_THREADS"]) == cpus, name
+
+
+def test_traces_go_where_the_environment_says(read: Reader) -> None:
+    endpoint = "http://collector:4318"
+    for given in ("", endpoint):
+        services = read.services("redis", "cpu", "gpu", "client", OTEL_EXPORTER_OTLP_ENDPOINT=given)
+        for name in ("worker", "worker-gpu", "client"):
+            assert services[name]["environment"]["OTEL_EXPORTER_OTLP_ENDPOINT"] == given, name
+
+
 def test_what_is_mounted_stands_in_the_repository(read: Reader) -> None:
     mounted = set()
     for service in read.services(*PROFILES).values():

@@ -1,5 +1,8 @@
 """The Kubernetes manifests, against the schemas of what they are sent to."""
 
+import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +12,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-FOLDER = Path(__file__).resolve().parents[3] / "deploy" / "kubernetes"
+ROOT = Path(__file__).resolve().parents[3]
+FOLDER = ROOT / "deploy" / "kubernetes"
 VERSION = "1.30"
 
 # What KEDA 2 says of the fields that are used here: https://keda.sh/docs/latest/reference/scaledobject-spec/
@@ -82,6 +86,30 @@ PODS = {
 }
 
 
+def images(documents: list[dict[str, Any]]) -> set[str]:
+    """What the containers of all pods are made of."""
+    pods = [d["spec"]["template"]["spec"] for d in documents if d["kind"] in ("Deployment", "Job")]
+    return {container["image"] for pod in pods for container in pod["containers"]}
+
+
+def rendered(folder: Path) -> list[dict[str, Any]]:
+    """What kubectl would apply."""
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl is not installed")
+    done = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    return list(yaml.safe_load_all(done.stdout))
+
+
+@pytest.fixture(scope="module")
+def overlay() -> dict[str, Any]:
+    """The kustomization that the guide shows."""
+    guide = (ROOT / "docs" / "how-to" / "production.md").read_text()
+    found = [yaml.safe_load(block) for block in re.findall(r"^```yaml\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL)]
+    (kustomization,) = [document for document in found if "resources" in document]
+    return dict(kustomization)
+
+
 @pytest.mark.parametrize("document", BASE, ids=lambda document: f"{document['kind']}-{document['metadata']['name']}")
 def test_the_cluster_takes_it(document: dict[str, Any]) -> None:
     kubernetes_validate.validate(document, VERSION, strict=True)
@@ -132,11 +160,44 @@ def test_secrets_are_referred_to_and_workers_have_the_time_to_leave() -> None:
     assert {document["kind"] for document in BASE}.isdisjoint({"Secret"})
     worker = PODS["worker"]
     assert worker["terminationGracePeriodSeconds"] >= 35
-    (container,) = worker["containers"]
-    assert container["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": "metrics"}
-    assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "metrics"}
-    ports = {variable["name"]: variable.get("value") for variable in container["env"]}
-    assert container["ports"] == [{"name": "metrics", "containerPort": int(ports["BATCHMILL_METRICS_PORT"])}]
+    for name in ("worker", "beat", "deliver"):
+        (container,) = PODS[name]["containers"]
+        assert container["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": "metrics"}, name
+        assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "metrics"}, name
+        ports = {variable["name"]: variable.get("value") for variable in container["env"]}
+        assert container["ports"] == [{"name": "metrics", "containerPort": int(ports["BATCHMILL_METRICS_PORT"])}], name
+
+
+def test_the_overlay_of_the_guide_renames_each_image(overlay: dict[str, Any]) -> None:
+    assert {image["name"] for image in overlay["images"]} == images(BASE)
+    for folder in ("base", "gpu", "keda"):  # one that is renamed below it is no more called what the overlay expects
+        kustomization = yaml.safe_load((FOLDER / folder / "kustomization.yaml").read_text())
+        assert all("newName" not in image for image in kustomization.get("images", ()))
+
+
+@pytest.mark.parametrize("folder", ["base", "gpu", "keda"])
+def test_kubectl_renders_it_and_the_overlay_of_the_guide_above_it(
+    folder: str, overlay: dict[str, Any], tmp_path: Path
+) -> None:
+    plain = rendered(FOLDER / folder)
+    assert images(plain) == {"batchmill-client:0.1.0", "batchmill-worker:0.1.0"}
+    for document in plain:
+        if document["apiVersion"].partition("/")[0] != "keda.sh":
+            kubernetes_validate.validate(document, VERSION, strict=True)
+    (worker,) = [d for d in plain if (d["kind"], d["metadata"]["name"]) == ("Deployment", "worker")]
+    assert ("replicas" in worker["spec"]) is (folder != "keda")
+    limits = worker["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert limits.get("nvidia.com/gpu") == (1 if folder == "gpu" else None)
+
+    shutil.copytree(FOLDER, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "ours").mkdir()
+    ours = {**overlay, "resources": [f"../{folder}"]}
+    (tmp_path / "ours" / "kustomization.yaml").write_text(yaml.safe_dump(ours))
+    over = rendered(tmp_path / "ours")
+    assert images(over) == {f"{image['newName']}:{image['newTag']}" for image in overlay["images"]}
+    (config,) = [document for document in over if document["kind"] == "ConfigMap"]
+    assert config["data"]["BATCHMILL_ARTIFACTS"] == "s3://our-bucket/models"
+    assert config["data"]["BATCHMILL_LOG_FORMAT"] == "json"
 
 
 def test_the_scaler_is_one_that_keda_knows() -> None:
@@ -149,3 +210,4 @@ def test_the_scaler_is_one_that_keda_knows() -> None:
     counted = scaler["maxReplicaCount"] * int(trigger["metadata"]["targetQueryValue"])
     assert trigger["metadata"]["query"].count(f"LIMIT {counted}") == 2
     assert scaler["scaleTargetRef"]["name"] == "worker"
+    assert scaler["minReplicaCount"] == 1  # ticks run in workers

@@ -24,6 +24,16 @@ def test_children_read_the_same_settings_wherever_they_run(tmp_path: Path, monke
     assert load_settings() == expected
 
 
+@pytest.mark.parametrize(("given", "ports"), [(None, set()), (0, {"0"}), (9108, {"9108", "9109", "9110"})])
+def test_each_program_has_a_port_of_its_own_for_its_probes(tmp_path: Path, given: int | None, ports: set[str]) -> None:
+    settings = Settings(home=tmp_path, flower_port=0, metrics_port=given)
+    programs = programs_of(settings, StackAddresses("postgresql:///a", "redis://b"))
+    found = {program.name: program.environment.get("BATCHMILL_METRICS_PORT") for program in programs}
+    assert {port for port in found.values() if port is not None} == ports
+    if given:
+        assert found == {WORKER: "9108", WEBHOOKS: "9109", BEAT: "9110"}
+
+
 def test_the_worker_comes_before_beat_and_is_told_where_everything_is(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path, flower_port=0)
     programs = programs_of(settings, StackAddresses("postgresql:///a", "redis://b"))

@@ -124,6 +124,19 @@ def test_where_a_pass_takes_long_company_is_worth_a_longer_wait() -> None:
         assert lengths(made.next(linger)) == [4]
 
 
+def test_who_waits_for_company_holds_up_no_other_target() -> None:
+    made = MicroBatcher()
+    made.set_budget("slow", 1000, pass_seconds=60.0)
+    made.set_budget("ready", 8)
+    made.add(Block("slow", 1, np.array([4], np.int32)), now=0.0)
+    made.add(Block("ready", 1, np.array([4, 4], np.int32)), now=0.001)
+    batch = made.next(now=0.002)
+    assert batch is not None
+    assert batch.target == "ready"
+    assert made.next(now=0.003) is None
+    assert made.wake_at() == 0.25
+
+
 def test_what_is_dropped_does_not_come() -> None:
     kept, dropped = block([4, 4, 4]), block([4, 4, 4])
     made = batcher(8, dropped, kept)
@@ -176,16 +189,19 @@ def test_whatever_comes_each_row_goes_once_and_in_order(seed: int) -> None:
             made.drop(gone)
             expected = Counter({key: 1 for key in expected if key[0] != id(gone) or key in seen})
             gone.order = gone.order[:0]
-        live = [one for one in waiting if len(one.order)]
-        urgent = min((one.rank for one in live), default=None)
+        urgent: dict[object, int] = {}
+        for one in waiting:
+            if len(one.order):
+                urgent[one.target] = min(one.rank, urgent.get(one.target, 9))
+        most_urgent = min(urgent.values(), default=None)
         if (batch := made.next(now if step < 200 else LATE)) is None:
             continue
         rows = [(id(part.block), row) for part in batch.parts for row in part.rows.tolist()]
         seen.update(rows)
         sizes = lengths(batch)
         assert {part.block.target for part in batch.parts} == {batch.target}
-        assert batch.parts[0].block.rank == urgent
-        assert urgent != 0 or all(part.block.rank == 0 for part in batch.parts)
+        assert batch.parts[0].block.rank == urgent[batch.target]
+        assert most_urgent != 0 or all(part.block.rank == 0 for part in batch.parts)
         assert batch.real_tokens == sum(sizes)
         assert batch.padded_tokens == max(sizes) * len(sizes)
         assert batch.padded_tokens <= budgets[int(str(batch.target))] or len(sizes) == 1

@@ -85,22 +85,25 @@ def assert_close(found: list[Any], expected: list[Any], tolerance: float) -> Non
         np.testing.assert_allclose(one, other, rtol=0, atol=tolerance)
 
 
+def apart(one: Any, other: Any, tolerance: float) -> bool:
+    return one.shape != other.shape or not np.abs(one - other).max() <= tolerance
+
+
 def test_each_input_has_its_output_whatever_stands_beside_it(case: Case) -> None:
     number = 75 if case.quantization == "none" else 25
     prepared = case.prepare([*sentences(20 * number)[::20], NEIGHBOUR])
     assert prepared.errors == {}
     rows, long = prepared.rows[:-1], prepared.rows[-1]
     alone = [output for row in rows for output in case.run([row])]
+    tipped = []
     for start in range(0, len(rows), 25):
         part = rows[start : start + 25]
         among = case.run([long, *reversed(part)])[:0:-1]
-        assert_close(among, alone[start : start + 25], case.tolerance)
-    # The tolerance tells neighbours apart: most inputs are not that close.
-    apart = [
-        one.shape != other.shape or np.abs(one - other).max() > case.tolerance
-        for one, other in combinations(alone[:25], 2)
-    ]
-    assert np.mean(apart) > 0.5
+        tipped += [pair for pair in zip(among, alone[start : start + 25], strict=True) if apart(*pair, case.tolerance)]
+    assert len(tipped) <= case.kind.tipped.get(case.quantization, 0.0) * number, tipped[:3]
+    # The tolerance tells neighbours apart: inputs are not that close.
+    differing = [apart(one, other, case.tolerance) for one, other in combinations(alone[:25], 2)]
+    assert np.mean(differing) > case.kind.apart.get(case.quantization, 0.98)
 
 
 def test_lengths_are_what_padding_is_reckoned_in(plain: Case) -> None:

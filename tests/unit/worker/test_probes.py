@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from contracts.errors import ConfigurationError, DatabaseUnavailable
 from contracts.settings import Settings
 from storage import schema
-from worker.health import Health, Stage
+from worker.health import Health, Pulse, Stage
 from worker.probes import serving
 
 
@@ -94,6 +94,24 @@ def test_it_is_not_alive_when_a_pass_does_not_end(health: Health) -> None:
     assert health.alive().good
     busy = 11.0
     assert not health.alive().good
+
+
+def test_beat_is_healthy_for_three_periods_after_a_tick(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    pulse = Pulse(5.0)
+
+    def seen() -> tuple[bool, bool, object]:
+        return pulse.alive().good, pulse.ready().good, pulse.alive().details["last_tick_seconds"]
+
+    assert seen() == (True, False, None), "the first tick has as long"
+    now = 115.1
+    assert seen() == (False, False, None)
+    pulse.beat()
+    now = 130.0
+    assert seen() == (True, True, 14.9)
+    now = 130.2
+    assert seen() == (False, False, 15.1)
 
 
 def test_without_a_port_nothing_listens(health: Health) -> None:
