@@ -258,6 +258,8 @@ def _finish_what_is_left(database: Database) -> None:
     execute(database, "UPDATE shards SET not_before = NULL WHERE not_before IS NOT NULL")
     with database.transaction() as connection:
         control.expire_due(connection)
+    # In a transaction of its own: a paused job may have just expired.
+    with database.transaction() as connection:
         for (job_id,) in query(database, "SELECT id FROM jobs WHERE state = 'paused'"):
             control.resume(connection, job_id)
     while (lease := claim(database)) is not None:

@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from contracts.errors import ModelLoadFailed
+from contracts.names import Quantization
 from contracts.params import parse_params
 from tests.models import MINILM, model_spec
 from worker.engines.base import Prepared
+from worker.engines.causal import load_causal
 from worker.engines.chat import StopStrings
 from worker.engines.decoding import Decoder, Prompt
 from worker.engines.generate import GenerateEngine, _ends
@@ -79,6 +81,7 @@ def test_a_prompt_is_taken_as_it_is(engine: GenerateEngine, language_model: Path
         (None, "no_chat_template", "no chat template"),
         (ALTERNATING, "chat_template_failed", "roles must alternate"),
         (ESCAPING, "chat_template_failed", "unsafe"),
+        ("{{ strftime_now('%d %b %Y') }}", "chat_template_failed", "date_of_today"),
     ],
 )
 def test_a_chat_that_cannot_be_written_out_fails_alone(
@@ -90,6 +93,17 @@ def test_a_chat_that_cannot_be_written_out_fails_alone(
     assert [(place, error.item_code) for place, error in prepared.errors.items()] == [(1, code)]
     assert said in prepared.errors[1].message
     assert (prepared.lengths > 0).tolist() == [True, False, True]
+
+
+def test_a_chat_does_not_change_with_the_date(engine: GenerateEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    dated = (
+        "{%- if strftime_now is defined %}{% set date = strftime_now('%d %b %Y') %}{% else %}"
+        "{% set date = '26 Jul 2024' %}{% endif %}\n  {% macro today() %}{{ strftime_now is defined }}{% endmacro %}"
+        "{{ date }} {{ today() }}: {{ messages[0]['content'] }}"
+    )
+    with_template(engine, monkeypatch, dated)
+    [row] = prepare(engine, chat("Hi")).rows
+    assert engine._tokenizer.text(row.ids.tolist()) == "26 Jul 2024 False: Hi"
 
 
 def test_a_prompt_needs_room_for_what_follows(engine: GenerateEngine) -> None:
@@ -134,6 +148,14 @@ def test_a_stop_string_is_seen_with_its_last_token(engine: GenerateEngine) -> No
         first = seen.index(True)
         assert string in engine._tokenizer.text(tokens[: first + 1])
         assert string not in engine._tokenizer.text(tokens[:first])
+
+
+def test_a_stop_string_is_seen_across_tokens_that_say_nothing(engine: GenerateEngine) -> None:
+    before, after = (engine._tokenizer._backend.encode(text).ids for text in ("once upon", " a time"))
+    special = engine._tokenizer._tokenizer.eos_token_id
+    beyond = 60_000  # a model may have more outputs than there are tokens
+    for silent in (special, beyond):
+        assert StopStrings(["upon a time"], engine._tokenizer).reached([*before, *[silent] * 40, *after])
 
 
 def test_an_ending_token_is_counted_and_not_said(engine: GenerateEngine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,13 +240,45 @@ def test_what_continues_no_text_is_refused() -> None:
     assert "\n" not in str(failed.value)
 
 
+SMALL = {"vocab_size": 97, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+KINDS = {
+    # Swallows the cache.
+    "openai-gpt": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
+    # Takes no place of a token in its text, so that padding moves it.
+    "trocr": {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 48},
+    "git": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48},
+    "opt": {"hidden_size": 32, "word_embed_proj_dim": 32, "num_hidden_layers": 2, "num_attention_heads": 4},
+    "llama": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48},
+    "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("quantization", [Quantization.NONE, Quantization.BF16, Quantization.NF4])
+def test_a_model_that_padding_or_a_cache_leads_astray_is_refused(
+    tmp_path: Path, kind: str, quantization: Quantization
+) -> None:
+    torch.manual_seed(0)
+    module = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SMALL, **KINDS[kind]))
+    for weight in module.parameters():
+        if weight.dim() > 1:
+            torch.nn.init.normal_(weight, std=0.3)
+    module.save_pretrained(tmp_path)
+    if kind in ("opt", "llama", "bloom"):
+        assert load_causal(tmp_path, quantization, "cpu").config.model_type == kind
+    else:
+        with pytest.raises(ModelLoadFailed, match="alone") as failed:
+            load_causal(tmp_path, quantization, "cpu")
+        assert "\n" not in str(failed.value)
+
+
 def test_settings_that_are_not_applied_are_named(
     language_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for file in language_model.iterdir():
         if file.name != "generation_config.json":
             (tmp_path / file.name).symlink_to(file)
-    GenerationConfig(eos_token_id=[2, 7], repetition_penalty=1.3, do_sample=True).save_pretrained(tmp_path)
+    GenerationConfig(eos_token_id=[2, 7], repetition_penalty=1.3, num_beams=4, min_length=5, do_sample=True).save_pretrained(tmp_path)
     assert load(tmp_path)._ends == {2, 7}
     [record] = caplog.records
-    assert record.getMessage().endswith("its generation config asks for repetition_penalty: not applied")
+    assert record.getMessage().endswith("its generation config asks for repetition_penalty, num_beams, min_length: not applied")

@@ -1,17 +1,23 @@
 import json
 import logging
 import socket
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
+from transformers import logging as transformers_logging
 
 from contracts.errors import ModelLoadFailed
 from contracts.names import Quantization
 from tests.models import MINILM, variant
-from worker.engines.text import TextTokenizer
+from worker.engines.pairs import PairTokenizer
+from worker.engines.text import TextTokenizer, token_limit
 from worker.loading import load_module, load_tokenizer, weight_bytes
 
 IDS = torch.tensor([[101, 2023, 2003, 1037, 3231, 102]])
@@ -132,3 +138,82 @@ def test_an_input_must_have_a_longest_length(tmp_path: Path) -> None:
     assert TextTokenizer(folder, config, max_tokens=32).limit == 32
     with pytest.raises(ModelLoadFailed, match="set model_max_length"):
         TextTokenizer(folder, config)
+
+
+@pytest.fixture
+def many_switches():
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(0.0005)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.usefixtures("many_switches")
+def test_models_that_load_at_once_do_not_mix_their_dtypes() -> None:
+    def dtypes(quantization: Quantization) -> set[torch.dtype]:
+        return {p.dtype for _ in range(10) for p in load_module(MINILM, quantization, "cpu").parameters()}
+
+    before = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    with ThreadPoolExecutor(2) as threads:
+        exact, half = threads.map(dtypes, (Quantization.NONE, Quantization.BF16))
+    assert (exact, half) == ({torch.float32}, {torch.bfloat16})
+    assert torch.get_default_dtype() == torch.float32
+    assert (transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()) == before
+
+
+@pytest.mark.usefixtures("many_switches")
+def test_a_pass_never_sees_another_models_dtype() -> None:
+    """While a model of bf16 loads, torch makes that the dtype of whatever names none, in every thread."""
+    module = load_module(MINILM, Quantization.NONE, "cpu")
+    stop = threading.Event()
+    seen = set()
+
+    def load() -> None:
+        while not stop.is_set():
+            load_module(MINILM, Quantization.BF16, "cpu")
+
+    def watch(*_: object) -> None:
+        for _ in range(20_000):
+            seen.add(torch.get_default_dtype())
+
+    module.encoder.layer[0].register_forward_pre_hook(watch)
+    loader = threading.Thread(target=load)
+    loader.start()
+    try:
+        for _ in range(50):
+            hidden(module)
+    finally:
+        stop.set()
+        loader.join()
+    assert seen == {torch.float32}
+
+
+def test_a_pass_that_fails_holds_no_other_up() -> None:
+    module = load_module(MINILM, Quantization.NONE, "cpu")
+    with pytest.raises(IndexError):
+        module(input_ids=torch.tensor([[10**6]]))
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(load_module, MINILM, Quantization.BF16, "cpu").result(timeout=60)
+
+
+LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "limit"),
+    [
+        ("phi3", {"original_max_position_embeddings": 24, "rope_parameters": LONGROPE}, 24),
+        ("phi3", {"rope_parameters": LONGROPE | {"original_max_position_embeddings": 24}}, 24),
+        ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}}, 96),
+        ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}}, 200),
+    ],
+)
+def test_positions_do_not_depend_on_the_length_of_neighbours(kind: str, config: dict[str, Any], limit: int) -> None:
+    """Some models stretch all positions of a pass as soon as one text of it is long: no text may be that long."""
+    small = {"hidden_size": 32, "num_attention_heads": 4, "max_position_embeddings": 96, "pad_token_id": 0}
+    found = AutoConfig.for_model(kind, **small, **config)
+    assert token_limit(MINILM, 500, found) == min(limit, 96)
+    assert token_limit(MINILM, 500, found, 200) == limit
+    assert TextTokenizer(MINILM, found, max_tokens=200).limit == limit
+    assert PairTokenizer(MINILM, found, max_tokens=200).limit == limit
+    assert token_limit(MINILM, 500, found, 8) == 8

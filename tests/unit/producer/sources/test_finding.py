@@ -55,6 +55,12 @@ def test_only_a_hub_has_revisions(here):
             find(source, revision="main")
 
 
+@pytest.mark.parametrize("source", ["~nobody-by-this-name/model", "x" * 300, "a\0b"])
+def test_what_can_be_no_path_here_is_no_source(here, source):
+    with pytest.raises(ModelRefused, match="there is no such folder or file"):
+        find(source)
+
+
 def test_what_is_no_source_is_said(here):
     Path("a.safetensors").touch()
     with pytest.raises(ModelRefused, match=r"is a file: give the folder .* or a file that ends in \.gguf"):

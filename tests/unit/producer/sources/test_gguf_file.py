@@ -59,6 +59,15 @@ def test_a_real_file_cut_short_is_refused(tmp_path):
             look(cut)
 
 
+def test_a_length_that_no_text_has_is_not_read(tmp_path):
+    file = tmp_path / "huge.gguf"
+    with open(file, "wb") as stream:
+        stream.write(b"GGUF" + struct.pack("<IQQQ", 3, 1, 1, 2**34))
+        stream.truncate(2**35)  # a hole, which takes no room
+    with pytest.raises(ModelRefused, match=r"17,179,869,184 bytes"):
+        look(file)
+
+
 def test_a_damaged_header_is_refused_at_once(tiny):
     """Whatever number a byte belongs to: none is believed that leads out of the file."""
     whole = tiny.read_bytes()
