@@ -22,7 +22,7 @@ from worker.batcher import Block, MicroBatcher
 from worker.engines.base import Engine
 from worker.engines.registry import engine_class
 
-EMBEDDED, SCORED = 1_000, 100
+EMBEDDED, SCORED = 1_000, 50
 """Docstrings."""
 NEW_TOKENS = 64
 
@@ -57,7 +57,7 @@ def _smollm2(kind: Quantization) -> tuple[Any, float, int]:
         weights = generating.memory_bytes
         del generating
         scoring = _load(Task.SCORE, kind, Path(folder))
-    scored, _ = _run(scoring, Task.SCORE, stdlib_docstrings()[::70][:SCORED], 1_024)
+    scored, _ = _run(scoring, Task.SCORE, stdlib_docstrings()[::140][:SCORED], 1_024)
     return np.array([score["log_likelihood"] / score["tokens"] for score in scored]), rate, weights
 
 

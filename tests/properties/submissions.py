@@ -102,7 +102,7 @@ def item(rng: random.Random, number: int) -> tuple[Any, bool]:
     if kind < 4:
         return rng.choice(WORDS), True
     if kind < 6:
-        return {rng.choice(WORDS): plain(rng)}, True
+        return rng.choice([{rng.choice(WORDS): plain(rng)}, [plain(rng), rng.choice(WORDS)]]), True
     if kind < 8:
         return (f"{rng.choice(IDS)}"[:500] + f" {number}", plain(rng)), True
     if kind == 8:
@@ -112,8 +112,8 @@ def item(rng: random.Random, number: int) -> tuple[Any, bool]:
     if kind == 10:
         return {"k": spoiled(rng)}, False
     strays: list[Any] = [
-        None, 5, 1.5, True, b"x", [], ["a"], (), ("a",), ("a", "b", "c"), (None, "x"), (True, "x"), (1.5, "x"),
-        ([], "x"), Pair("a", "b"), object(), {1, 2}, Text("x"), Colour.RED, "\0", "\ud800", UserDict({"k": object()}),
+        None, 5, 1.5, True, b"x", ["a", b"x"], [object()], (), ("a",), ("a", "b", "c"), (None, "x"), (True, "x"),
+        (1.5, "x"), ([], "x"), Pair("a", "b"), object(), {1, 2}, Text("x"), Colour.RED, "\0", "\ud800", UserDict({"k": object()}),
         (Text("\0"), "x"), ("a", None, "b"), ("id", Text("x")),
     ]  # fmt: skip
     return rng.choice(strays), False

@@ -21,6 +21,7 @@ from contracts.errors import BatchmillError, EmptyJob, InvalidInput, UnknownEndp
 from contracts.models import ModelSpec
 from contracts.names import split_reference
 from contracts.settings import Settings
+from contracts.tracing import Tracing
 from producer import Client, client, read
 from producer.submission import ContentDigest, Submission, chunks
 from storage.inputs import Line
@@ -46,6 +47,7 @@ class Offline(Client):
     def __init__(self) -> None:
         self.settings = Settings(database_url="postgresql://nowhere", broker_url="redis://nowhere")
         self._database: Any = None
+        self._tracing = Tracing("fuzz")
         self._publisher: Any = SimpleNamespace(prepare=lambda: None, wake=lambda *_: None)
         self.models: Any = SimpleNamespace(get=self._get)
 

@@ -203,8 +203,8 @@ def test_rows_leave_and_enter_without_a_trace(
     decoder = Decoder(engine._module, engine._ends, slots)
     decoder._prefill = prefill
     widths: list[int] = []
-    forward = decoder._forward
-    decoder._forward = lambda ids, cache: widths.append(len(ids)) or forward(ids, cache)  # type: ignore[method-assign]
+    forward = decoder.forward
+    decoder.forward = lambda ids, cache: widths.append(len(ids)) or forward(ids, cache)  # type: ignore[method-assign]
     found = decoder.continued(prompts)
     assert [row.tokens for row in found] == [alone(engine, prompt) for prompt in prompts]
     assert max(widths) <= slots
@@ -243,13 +243,19 @@ def test_what_continues_no_text_is_refused() -> None:
 SMALL = {"vocab_size": 97, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 KINDS = {
     # Swallows the cache.
-    "openai-gpt": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
-    # Takes no place of a token in its text, so that padding moves it.
-    "trocr": {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 48},
-    "git": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48},
-    "opt": {"hidden_size": 32, "word_embed_proj_dim": 32, "num_hidden_layers": 2, "num_attention_heads": 4},
-    "llama": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48},
-    "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4},
+    "openai-gpt": {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64},
+    # Take no place of a token in its text, so that padding moves it.
+    "trocr": {"d_model": 64, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 64},
+    "git": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
+    "opt": {
+        "hidden_size": 64,
+        "word_embed_proj_dim": 64,
+        "ffn_dim": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    },
+    "llama": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
+    "bloom": {"hidden_size": 64, "n_layer": 2, "n_head": 4},
 }
 
 
@@ -278,7 +284,11 @@ def test_settings_that_are_not_applied_are_named(
     for file in language_model.iterdir():
         if file.name != "generation_config.json":
             (tmp_path / file.name).symlink_to(file)
-    GenerationConfig(eos_token_id=[2, 7], repetition_penalty=1.3, num_beams=4, min_length=5, do_sample=True).save_pretrained(tmp_path)
+    GenerationConfig(
+        eos_token_id=[2, 7], repetition_penalty=1.3, num_beams=4, min_length=5, do_sample=True
+    ).save_pretrained(tmp_path)
     assert load(tmp_path)._ends == {2, 7}
     [record] = caplog.records
-    assert record.getMessage().endswith("its generation config asks for repetition_penalty, num_beams, min_length: not applied")
+    assert record.getMessage().endswith(
+        "its generation config asks for repetition_penalty, num_beams, min_length: not applied"
+    )

@@ -203,7 +203,6 @@ LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 
     ("kind", "config", "limit"),
     [
         ("phi3", {"original_max_position_embeddings": 24, "rope_parameters": LONGROPE}, 24),
-        ("phi3", {"rope_parameters": LONGROPE | {"original_max_position_embeddings": 24}}, 24),
         ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}}, 96),
         ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}}, 200),
     ],

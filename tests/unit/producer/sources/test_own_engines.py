@@ -38,7 +38,9 @@ def test_a_file_reaches_the_engine_alone(folder):
     assert found.files == ["model.safetensors"]
 
 
-@pytest.mark.parametrize("source", ["mine:", "mine:small?layers=2", "my.engine-2:a/b", "mine:thing:more", "m:org/name", "m:" + "x" * 300])
+@pytest.mark.parametrize(
+    "source", ["mine:", "mine:small?layers=2", "my.engine-2:a/b", "mine:thing:more", "m:org/name", "m:" + "x" * 300]
+)
 def test_other_words_are_the_engines_to_read(folder, source):
     assert find(source) == FoundModel(source, None, source.partition(":")[0], 0)
 
