@@ -113,8 +113,8 @@ def item(rng: random.Random, number: int) -> tuple[Any, bool]:
         return {"k": spoiled(rng)}, False
     strays: list[Any] = [
         None, 5, 1.5, True, b"x", ["a", b"x"], [object()], (), ("a",), ("a", "b", "c"), (None, "x"), (True, "x"),
-        (1.5, "x"), ([], "x"), Pair("a", "b"), object(), {1, 2}, Text("x"), Colour.RED, "\0", "\ud800", UserDict({"k": object()}),
-        (Text("\0"), "x"), ("a", None, "b"), ("id", Text("x")),
+        (1.5, "x"), ([], "x"), Pair("a", "b"), object(), {1, 2}, Text("x"), Colour.RED, "\0", "\ud800",
+        UserDict({"k": object()}), (Text("\0"), "x"), ("a", None, "b"), ("id", Text("x")),
     ]  # fmt: skip
     return rng.choice(strays), False
 
