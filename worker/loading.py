@@ -1,6 +1,7 @@
 """Models of the Hugging Face layout or in a GGUF file, from a folder into memory, in any of our quantizations."""
 
 import logging
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -22,6 +23,7 @@ from transformers import (
 )
 from transformers import logging as transformers_logging
 from transformers import modeling_gguf_pytorch_utils as gguf_loading
+from transformers import modeling_utils as model_building
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
@@ -32,6 +34,15 @@ HARMLESS = ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions")
 """Loggers that say that a fused kernel was not fetched from a hub, and, at every layer, of a cast."""
 HEADS = ("pooler.",)
 """Weights that a model may lack: the part that they belong to has no bearing on hidden states."""
+
+_LOADING = threading.RLock()
+"""Held while the libraries load: what is changed for that, is changed for every thread."""
+_DEFAULT_DTYPE = threading.RLock()
+"""Held by a pass through any model, and by a load while torch's default dtype is that of the model to come.
+
+The library builds a model under `torch.set_default_dtype`, which every thread sees, and passes of some models make
+tensors that name no dtype. That is not the whole load: weights are read and quantized after it.
+"""
 
 
 def load_module(
@@ -69,6 +80,8 @@ def load_module(
         )
         if packed is not None and recipe is not None:
             module = _quantized(module, recipe, device)
+    module.register_forward_pre_hook(_begin_pass)
+    module.register_forward_hook(_end_pass, always_call=True)
     optional = HEADS if kind is AutoModel else ()
     missing = sorted(key for key in report["missing_keys"] if not key.startswith(optional))
     if missing:
@@ -205,9 +218,33 @@ def _failing(folder: Path) -> Iterator[None]:
         raise ModelLoadFailed(f"{folder}: {type(error).__name__}: {reason}") from error
 
 
+def _begin_pass(*_: object) -> None:
+    _DEFAULT_DTYPE.acquire()
+
+
+def _end_pass(*_: object) -> None:
+    _DEFAULT_DTYPE.release()
+
+
+@contextmanager
+def _between_passes(dtype: torch.dtype, *arguments: Any) -> Iterator[None]:
+    """The library's `local_torch_dtype`, while no model computes."""
+    with _DEFAULT_DTYPE, _local_torch_dtype(dtype, *arguments):
+        yield
+
+
+_local_torch_dtype = model_building.local_torch_dtype
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No network, no progress bars, and no advice while the libraries load."""
+    """No network, no progress bars, no advice, and no other thread that loads, while the libraries do."""
+    with _LOADING, _changed_libraries():
+        yield
+
+
+@contextmanager
+def _changed_libraries() -> Iterator[None]:
     for name in HARMLESS:
         logging.getLogger(name).addFilter(_harmless)
     offline, verbosity = hub.HF_HUB_OFFLINE, transformers_logging.get_verbosity()
@@ -218,9 +255,11 @@ def _quiet() -> Iterator[None]:
     # This one asks nobody.
     gguf_bar = vars(gguf_loading)["tqdm"]
     vars(gguf_loading)["tqdm"] = partial(gguf_bar, disable=True)
+    vars(model_building)["local_torch_dtype"] = _between_passes
     try:
         yield
     finally:
+        vars(model_building)["local_torch_dtype"] = _local_torch_dtype
         vars(gguf_loading)["tqdm"] = gguf_bar
         hub.HF_HUB_OFFLINE = offline
         transformers_logging.set_verbosity(verbosity)

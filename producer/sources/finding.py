@@ -6,7 +6,7 @@ from pathlib import Path
 from contracts.errors import InvalidRequest, ModelRefused
 from contracts.names import Quantization, Task
 from producer.sources import gguf_file, hub, own_engines, transformers_folder
-from producer.sources.found import FoundModel
+from producer.sources.found import FoundModel, existing
 from producer.weights import WEIGHTS, has_safetensors
 
 _OF_AN_ENGINE = re.compile(r"(?P<engine>[A-Za-z_][\w.-]*):(?P<thing>.*)", re.ASCII | re.DOTALL)
@@ -28,13 +28,13 @@ def find_model(source: str, task: Task, quantization: Quantization, revision: st
         UnavailableError: The hub does not answer and the model is not in its local cache.
     """
     of_an_engine = _OF_AN_ENGINE.fullmatch(source)
-    path = Path(source).expanduser()
-    if not of_an_engine and not (source and path.exists()):
-        return _on_the_hub(source, task, quantization, revision)
-    if revision is not None:
-        raise InvalidRequest(f"revision {revision!r}: only a model on the hub has revisions, {source} has none")
     if of_an_engine:
+        _check_no_revision(source, revision)
         return own_engines.find(source, of_an_engine["engine"], of_an_engine["thing"], quantization)
+    path = existing(source)
+    if path is None:
+        return _on_the_hub(source, task, quantization, revision)
+    _check_no_revision(source, revision)
     file = _gguf_of(path)
     if file is not None:
         return _gguf(str(file.resolve()), None, file.resolve(), task, quantization)
@@ -43,6 +43,11 @@ def find_model(source: str, task: Task, quantization: Quantization, revision: st
             f"{source} is a file: give the folder that holds config.json and {WEIGHTS}, or a file that ends in .gguf"
         )
     return _folder(str(path.resolve()), None, path.resolve(), task, quantization)
+
+
+def _check_no_revision(source: str, revision: str | None) -> None:
+    if revision is not None:
+        raise InvalidRequest(f"revision {revision!r}: only a model on the hub has revisions, {source} has none")
 
 
 def _on_the_hub(source: str, task: Task, quantization: Quantization, revision: str | None) -> FoundModel:

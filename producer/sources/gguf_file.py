@@ -23,6 +23,8 @@ _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<
 _STRING, _ARRAY = 8, 9
 _ALIGNMENT = 32  # where the file does not say it
 _MOST_DIMENSIONS = 4
+_LONGEST_TEXT = 2**24
+"""Bytes. Longest are chat templates, of some thousands."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,10 @@ class _Header:
         return struct.unpack(form, self.take(struct.calcsize(form)))[0]
 
     def text(self) -> str:
-        return self.take(self.number("<Q")).decode()
+        length = self.number("<Q")
+        if length > _LONGEST_TEXT:
+            raise _Damaged(f"a text in its header has {length:,} bytes")
+        return self.take(length).decode()
 
     def value(self, kind: int) -> Any:
         """A plain value; of an array nothing, as it holds words or scores of a vocabulary."""

@@ -6,7 +6,7 @@ from contracts.errors import ModelRefused
 from contracts.fake import parse_fake
 from contracts.inputs import TEXT_ENGINES
 from contracts.names import Quantization
-from producer.sources.found import FoundModel
+from producer.sources.found import FoundModel, existing
 from producer.weights import PICKLED, loaded_bytes, pickles_refused
 
 COPIED = frozenset(
@@ -36,17 +36,17 @@ def find(source: str, engine: str, thing: str, quantization: Quantization) -> Fo
         )
     if thing.startswith("//"):
         raise ModelRefused(f"source {source!r} is a URL: give a folder, a .gguf file, or an id on the hub (org/name)")
-    path = Path(thing).expanduser()
-    if thing and path.is_dir():
+    path = existing(thing)
+    if path is None:
+        if thing.startswith(("/", "./", "../", "~")):
+            raise ModelRefused(f"source {source!r}: there is no folder or file {thing}")
+        return FoundModel(source, None, engine, 0)
+    if path.is_dir():
         folder = path.resolve()
         files = _files(folder)
-    elif path.is_file():
+    else:
         _check_file(path)
         folder, files = path.resolve().parent, [path.resolve().name]
-    elif thing.startswith(("/", "./", "../", "~")):
-        raise ModelRefused(f"source {source!r}: there is no folder or file {thing}")
-    else:
-        return FoundModel(source, None, engine, 0)
     weights = [folder / name for name in files if name.endswith(".safetensors")]
     memory = sum(loaded_bytes(file, quantization) for file in weights)
     return FoundModel(f"{engine}:{path.resolve()}", None, engine, memory, folder, files)

@@ -1,6 +1,7 @@
 """Prompts and chats into tokens, and tokens into text; from several threads at once."""
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,18 @@ from worker.engines.decoding import Prompt
 from worker.engines.text import backend, token_limit
 from worker.loading import load_tokenizer
 
+_NO_CLOCK = "{% set strftime_now = date_of_today %}\n"
+"""Put before every template, it takes away what transformers gives them, as nothing has the other name.
+
+A chat would be another prompt tomorrow. Templates that ask whether there is a clock have a date of their own.
+"""
+
 
 class PromptTokenizer:
     """A model's tokenizer with its chat template.
 
     The template is a program that came with the model; transformers runs it in Jinja's sandbox, without access to
-    anything outside of the chat.
+    anything outside of the chat, and here without a clock.
 
     Args:
         folder: Where the tokenizer's files are.
@@ -38,6 +45,8 @@ class PromptTokenizer:
         self._backend = backend(self._tokenizer, lower_case=False)
         # Calling this again raises "Already borrowed" in every thread that encodes.
         self._backend.no_truncation()
+        added = self._backend.get_added_tokens_decoder()
+        self._special = frozenset(token for token, what in added.items() if what.special)
 
     def prepare(self, payloads: Sequence[Any], params: Mapping[str, Any]) -> Prepared:
         """Prompts as token ids with room for what follows; a prompt's length is reckoned with `max_new_tokens`."""
@@ -62,6 +71,10 @@ class PromptTokenizer:
         """What the tokens say; special ones say nothing."""
         return self._backend.decode(tokens, skip_special_tokens=True)
 
+    def says(self, token: int) -> bool:
+        """Whether the token stands for text: it is not special, and there is such a token."""
+        return token not in self._special and self._backend.id_to_token(token) is not None
+
     def synthetic(self, length: int, count: int) -> list[Prompt]:
         """Rows that are half prompt, half generated."""
         length = max(min(length, self.limit), 2)
@@ -81,7 +94,7 @@ class PromptTokenizer:
     def _written_out(self, messages: Sequence[Mapping[str, str]]) -> str:
         """The chat as the model was taught to read it, up to where it is its turn."""
         try:
-            self._tokenizer.get_chat_template()
+            template = _NO_CLOCK + self._tokenizer.get_chat_template()
         except ValueError as error:
             raise ItemFailed(
                 ItemCode.NO_CHAT_TEMPLATE,
@@ -89,7 +102,9 @@ class PromptTokenizer:
             ) from error
         chat = [dict(message) for message in messages]
         try:
-            text = self._tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+            text = self._tokenizer.apply_chat_template(
+                chat, chat_template=template, add_generation_prompt=True, tokenize=False
+            )
         except TemplateError as error:
             raise ItemFailed(ItemCode.CHAT_TEMPLATE_FAILED, f"the model's chat template refuses it: {error}") from error
         assert isinstance(text, str)
@@ -119,14 +134,15 @@ class StopStrings:
     def __init__(self, strings: Sequence[str], tokenizer: PromptTokenizer) -> None:
         self._strings = strings
         self._tokenizer = tokenizer
-        # A token says a byte at least; a few more, as the first of them may say half a character.
+        # A token that says something says a byte at least; a few more, as the first of them may say half a character.
         self._window = max((len(string.encode()) for string in strings), default=0) + 8
 
     def reached(self, tokens: list[int]) -> bool:
         """Whether one of them ends with the last of the tokens."""
         if not self._strings:
             return False
-        end = self._tokenizer.text(tokens[-self._window :])
+        saying = islice(filter(self._tokenizer.says, reversed(tokens)), self._window)
+        end = self._tokenizer.text([*saying][::-1])
         # What the end says by itself may differ from what it says in its place.
         return any(string in end for string in self._strings) and self.cut(self._tokenizer.text(tokens)) is not None
 

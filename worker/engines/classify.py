@@ -24,7 +24,8 @@ class ClassifyEngine(HeadEngine):
     `problem_type` in the config says what becomes of the outputs: `single_label_classification` softmax,
     `multi_label_classification` sigmoid, `regression` the bare numbers. Where it says nothing, several outputs go
     through softmax, and one is a regression. TextClassificationPipeline of transformers 5.23 does the same, except
-    that it takes the sigmoid of a single output then.
+    that it takes the sigmoid of a single output then. A single output is no choice between labels: transformers
+    refuses such a config.
     """
 
     def __init__(self, module: PreTrainedModel, tokenizer: TextTokenizer, labels: Sequence[str]) -> None:

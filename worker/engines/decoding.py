@@ -3,15 +3,16 @@
 A step appends one column for all rows, as `transformers.generate` does it with prompts that are padded at the left.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import compress
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from worker.engines.cache import RowCache
-from worker.engines.causal import accepted
 from worker.engines.padding import Ids, padded
 
 SLOTS = 64
@@ -58,8 +59,8 @@ class Decoder:
         self._ends = ends
         self._slots = slots
         self._prefill = PREFILL if self._device.type == "cpu" else PREFILL_ELSEWHERE
-        self._options = accepted(module, logits_to_keep=1)
-        self._takes_positions = bool(accepted(module, position_ids=None))
+        self._options = _accepted(module, logits_to_keep=1)
+        self._takes_positions = bool(_accepted(module, position_ids=None))
 
     @torch.inference_mode()
     def continued(
@@ -116,21 +117,21 @@ class Decoder:
         cache = RowCache(torch.tensor([width - len(row.prompt.ids) for row in group], device=self._device))
         *parts, last = torch.split(ids, self._prefill, dim=1)
         for part in parts:
-            self._forward(part, cache)
+            self.forward(part, cache)
             checkpoint()
         self._step(group, last, cache)
         return cache
 
     def _step(self, rows: Sequence[Continued], ids: torch.Tensor, cache: RowCache) -> None:
         """Append ids to the rows' columns, and to each row the token that follows."""
-        logits = self._forward(ids, cache)
+        logits = self.forward(ids, cache)
         best = logits.argmax(-1, keepdim=True)
         tokens = best.where(logits.gather(-1, best).isfinite(), NO_NUMBER)
         for row, token in zip(rows, tokens[:, 0].tolist(), strict=True):
             row.tokens.append(token)
 
-    def _forward(self, ids: torch.Tensor, cache: RowCache) -> torch.Tensor:
-        """Logits of what follows the last of the ids, `[n, vocabulary]`."""
+    def forward(self, ids: torch.Tensor, cache: RowCache) -> torch.Tensor:
+        """Pass ids `[n, columns]`, behind what is cached; logits of what follows the last, `[n, vocabulary]`."""
         start = cache.columns
         stop = start + ids.shape[1]
         positions = {"position_ids": cache.positions(start, stop)} if self._takes_positions else {}
@@ -158,3 +159,9 @@ class Decoder:
         if len(row.tokens) >= row.prompt.new_tokens or token == NO_NUMBER:
             return True
         return not row.prompt.endless and (token in self._ends or stopped(row.tokens))
+
+
+def _accepted(module: PreTrainedModel, **arguments: Any) -> dict[str, Any]:
+    """Those of the arguments that this model's forward pass takes."""
+    known = inspect.signature(module.forward).parameters
+    return {name: value for name, value in arguments.items() if name in known}

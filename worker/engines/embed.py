@@ -90,6 +90,6 @@ def pooled(hidden: torch.Tensor, mask: torch.Tensor | None, poolings: Sequence[s
                 vectors.append(hidden.masked_fill(mask[:, :, None] == 0, -torch.inf).amax(1))
             case _:
                 total = (hidden * mask[:, :, None]).sum(1)
-                divisor = lengths if pooling == "mean" else lengths.sqrt()
+                divisor = lengths if pooling == "mean" else lengths.float().sqrt()
                 vectors.append(total / divisor[:, None])
     return torch.cat(vectors, dim=-1)

@@ -55,7 +55,7 @@ class PairTokenizer:
         self, folder: Path, config: PretrainedConfig, max_tokens: int | None = None, lower_case: bool = False
     ) -> None:
         tokenizer = load_tokenizer(folder)
-        self.limit = max_tokens or token_limit(folder, tokenizer.model_max_length, config)
+        self.limit = token_limit(folder, tokenizer.model_max_length, config, max_tokens)
         self._tokenizer = backend(tokenizer, lower_case)
         self._tokenizer.no_truncation()
         self._keep_end = tokenizer.truncation_side == "left"

@@ -45,7 +45,7 @@ class TextTokenizer:
         prompt: str = "",
     ) -> None:
         tokenizer = load_tokenizer(folder)
-        self.limit = max_tokens or token_limit(folder, tokenizer.model_max_length, config)
+        self.limit = token_limit(folder, tokenizer.model_max_length, config, max_tokens)
         self.pad_id: int = tokenizer.pad_token_id or 0
         self._prompt = prompt
         self._tokenizer = backend(tokenizer, lower_case)
@@ -105,16 +105,39 @@ def backend(tokenizer: PreTrainedTokenizerFast, lower_case: bool) -> Tokenizer:
     return found
 
 
-def token_limit(folder: Path, tokenizer_limit: int, config: PretrainedConfig) -> int:
-    """Tokens that an input may have: the smaller of the tokenizer's limit and the model's positions.
+def token_limit(folder: Path, tokenizer_limit: int, config: PretrainedConfig, wanted: int | None = None) -> int:
+    """Tokens that an input may have: as wanted, or the smaller of the tokenizer's limit and the model's positions.
+
+    Never more than what leaves the others of a pass alone.
 
     Raises:
-        ModelLoadFailed: Neither says.
+        ModelLoadFailed: Nothing says.
     """
     positions = getattr(config, "max_position_embeddings", None)
     limit = min(tokenizer_limit, positions) if isinstance(positions, int) and positions > 0 else tokenizer_limit
+    limit = min(wanted or limit, _unstretched(config))
     if limit > UNLIMITED:
         raise ModelLoadFailed(
             f"{folder}: nothing says how long an input may be; set model_max_length in tokenizer_config.json"
         )
     return limit
+
+
+def _unstretched(config: PretrainedConfig) -> int:
+    """Tokens up to which positions are the same whatever the longest text of a pass is.
+
+    Beyond it, rotary embeddings of the kinds `longrope` and `dynamic` stretch the positions of a whole pass by its
+    longest text (`dynamic_rope_update` of transformers), so that a text would depend on its neighbours, and on the
+    parts that it goes through the model in.
+    """
+    text = config.get_text_config()
+    ropes: Mapping[str, Any] = getattr(text, "rope_parameters", None) or {}
+    found = [UNLIMITED + 1]
+    # Of all layers, or by the kind of layer.
+    for rope in [ropes] if "rope_type" in ropes else ropes.values():
+        kind = rope.get("rope_type", "") if isinstance(rope, Mapping) else ""
+        if "dynamic" in kind:
+            found.append(text.max_position_embeddings)
+        elif kind == "longrope":
+            found.append(rope["original_max_position_embeddings"])
+    return min(found)
