@@ -151,6 +151,6 @@ def test_signals_end_a_worker_in_time_with_its_leases_given_back(
 def test_signals_end_beat(mill: Mill, broker_url: str, number: signal.Signals) -> None:
     beat = mill.beat()
     with celery_app(broker_url).connection_for_write() as connection, connection.channel() as channel:
-        wait_until(lambda: TICK_QUEUE(channel).queue_declare().message_count > 0, 20)
+        wait_until(lambda: TICK_QUEUE(channel).queue_declare().message_count > 0, 60)
     os.kill(beat.pid, number)
     assert beat.wait(30) == 0
