@@ -36,8 +36,11 @@ $(VENV)/.test: $(VENV)/.demo
 demo: $(VENV)/.demo
 	@BATCHMILL_HOME=$(CURDIR)/.batchmill/demo $(VENV)/bin/python -m examples.demo
 
+# What measures nothing runs side by side, with a thread for each model; what holds processes to times runs by itself.
 test: $(VENV)/.test debian
-	@$(VENV)/bin/python -m pytest
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --quiet --numprocesses 3 --dist loadfile \
+	    tests/unit tests/integration tests/docs
+	@$(VENV)/bin/python -m pytest tests/properties tests/acceptance tests/faults
 
 check: $(VENV)/.test docs
 	$(VENV)/bin/ruff format --check .

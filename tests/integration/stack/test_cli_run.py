@@ -198,7 +198,7 @@ def test_a_reader_that_leaves_is_no_error(batchmill: Terminal) -> None:
 
 
 def test_ctrl_c_ends_the_waiting_and_not_the_job(batchmill: Terminal, eventually: Callable[..., None]) -> None:
-    assert batchmill("models", "add", "slow", "fake:?load_delay=3").returncode == 0
+    assert batchmill("models", "add", "slow", "fake:?load_delay=8").returncode == 0
     source = batchmill.write("in.txt", "slow\n")
     waiting = batchmill.start("run", source, "-m", "slow", "-o", "out.csv")
     eventually(lambda: batchmill.json("jobs", "list", "--state", "running"))
