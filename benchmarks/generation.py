@@ -10,7 +10,7 @@ from benchmarks.weights import SMOLLM2
 from producer import Client
 
 KINDS = ("none", "bf16")
-ROUNDS = 3
+ROUNDS = 2
 NEW_TOKENS = 128
 QUESTIONS = (
     "What is a message queue good for?",

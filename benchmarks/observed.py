@@ -7,7 +7,7 @@ from urllib.request import urlopen
 from benchmarks.harness import median, print_table, spread, stack
 from benchmarks.overhead import one_round
 
-PAIRS = 7
+PAIRS = 4
 SCRAPE_SECONDS = 1.0
 """Prometheus asks every 15 seconds as a rule."""
 

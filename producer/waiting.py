@@ -12,7 +12,8 @@ from producer.progress import Silent
 if TYPE_CHECKING:
     from producer.job import Job
 
-FIRST_POLL, LAST_POLL, POLL_GROWTH = 0.05, 1.0, 1.2
+FIRST_POLL, LAST_POLL, POLL_GROWTH = 0.05, 1.0, 1.05
+"""In seconds. Growing so, a pause is a twentieth of what was waited: an end is heard of that soon after it."""
 OUTAGE_SECONDS = 60.0
 """How long a wait outlasts a Postgres that does not answer."""
 

@@ -2,6 +2,10 @@
 
 import logging
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from typing import TypeVar
 
 from contracts.errors import BatchmillError, ModelLoadFailed, describe
 from contracts.models import ModelSpec
@@ -18,6 +22,7 @@ from worker.engines.registry import engine_class
 from worker.hardware import Hardware
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class ModelLoader:
@@ -41,7 +46,9 @@ class ModelLoader:
         try:
             folder = self._artifacts.fetch(model.files, self._settings.cache)
             began = time.monotonic()
-            engine = engine_class(model.engine).load(model, folder, self._hardware.device)
+            engine = _on_a_thread_that_ends(
+                lambda: engine_class(model.engine).load(model, folder, self._hardware.device)
+            )
         except BatchmillError:
             raise
         except Exception as error:  # whatever a library raises, the job hears of it
@@ -81,3 +88,14 @@ class ModelLoader:
     def _note_load(self, model: ModelSpec, engine: Engine, load_seconds: float) -> Budget | None:
         with self._database.transaction() as connection:
             return budgets.note_load(connection, model.id, self._hardware.kind, engine.memory_bytes, load_seconds)
+
+
+def _on_a_thread_that_ends(function: Callable[[], T]) -> T:
+    """Call it on a thread of its own.
+
+    Each thread that computes with torch on a CPU keeps a team of OpenMP's threads as long as it lives. Where all teams
+    together have more threads than there are cores, libgomp lets those of every team sleep between two operations, and
+    the device's passes take up to twice as long: no thread but the device's may have one while that computes.
+    """
+    with ThreadPoolExecutor(1, "load") as thread:
+        return thread.submit(copy_context().run, function).result()
