@@ -22,8 +22,7 @@ from contracts.models import ModelSpec
 from contracts.settings import Settings, load_settings
 from producer import Client, Job
 from producer.cli.output import fail
-from producer.summary import byte_size
-from producer.summary import job_summary
+from producer.summary import byte_size, job_summary
 from stack import embedded
 from stack.state import StackAddresses
 
