@@ -7,7 +7,6 @@ but `/healthcheck` is answered without it, by a check that comes before Flower's
 import base64
 import binascii
 import hmac
-import logging
 import signal
 import socket
 import sys
@@ -24,12 +23,11 @@ from tornado.netutil import bind_sockets
 from tornado.web import RequestHandler
 
 from contracts import logs
-from contracts.errors import BatchmillError, ConfigurationError
-from contracts.settings import Settings, load_settings
+from contracts.entrypoint import enter
+from contracts.errors import ConfigurationError
+from contracts.settings import Settings
 from stack.flower import USER, password
 from storage.broker import TICK_QUEUE, celery_app, queue
-
-log = logging.getLogger("stack.flower")
 
 HEALTH = "/healthcheck"
 """Says `OK` to anyone: what a container's health check asks for."""
@@ -126,16 +124,10 @@ def serve(settings: Settings, sockets: list[socket.socket]) -> None:
 
 
 def main() -> int:
-    """Serve on a socket that was inherited; an error that is ours is one line and exit code 1."""
-    logs.configure()
+    """Serve on a socket that was inherited."""
     inherited = socket.socket(fileno=int(sys.argv[1]))
     inherited.setblocking(False)
-    try:
-        serve(load_settings(), [inherited])
-    except BatchmillError as error:
-        log.error("%s: %s", error.code, error)
-        return 1
-    return 0
+    return enter("stack.flower", lambda settings: serve(settings, [inherited]))
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ from contextlib import closing
 from tenacity import Retrying, before_sleep_log, retry_if_exception_type, stop_after_delay, wait_exponential
 
 from contracts import logs
-from contracts.errors import BatchmillError, DatabaseUnavailable
-from contracts.settings import Settings, load_settings
+from contracts.entrypoint import enter
+from contracts.errors import DatabaseUnavailable
+from contracts.settings import Settings
 from contracts.tracing import Tracing
 from storage.database import Database
 from worker import hardware
@@ -66,13 +67,8 @@ def run(settings: Settings) -> int:
 
 
 def main() -> int:
-    """Run a worker; an error that is ours is one line and exit code 1."""
-    logs.configure()
-    try:
-        return run(load_settings())
-    except BatchmillError as error:
-        log.error("%s: %s", error.code, error)
-        return 1
+    """Run a worker."""
+    return enter("worker", run)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ from celery.beat import Scheduler
 from celery.signals import after_task_publish, setup_logging
 
 from contracts import logs
-from contracts.errors import BatchmillError
-from contracts.settings import Settings, load_settings
+from contracts.entrypoint import enter
+from contracts.settings import Settings
 from storage.broker import TICK, TICK_QUEUE, celery_app
 from worker.health import Pulse
 from worker.leaving import Departure
@@ -79,14 +79,8 @@ def _leave_in_time(beat: Any) -> None:
 
 
 def main() -> int:
-    """Run beat; an error that is ours is one line and exit code 1."""
-    logs.configure()
-    try:
-        run(load_settings())
-    except BatchmillError as error:
-        log.error("%s: %s", error.code, error)
-        return 1
-    return 0
+    """Run beat."""
+    return enter("worker.beat", run)
 
 
 if __name__ == "__main__":

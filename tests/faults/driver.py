@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
+from storage import oldjobs
+from storage.database import Database
 from tests.faults.crash import CLIENT_POINTS, WORKER_POINTS
 from tests.faults.evidence import Evidence, Timing
 from tests.faults.inputs import KILLER_EVERY, KILLERS_FROM
@@ -192,6 +194,9 @@ class Driver:
         if not world.wait(lambda: all(process.code is not None for process in world.everyone), 30):
             late = [str(process.log) for process in world.everyone if process.code is None]
             raise AssertionError(f"30 s after SIGTERM these still ran: {late}")
+        # Who removes a job deletes its row first; items that a death left behind then belong to the next purge.
+        with Database(world.database.url) as database:
+            oldjobs.delete_orphans(database)
         return self.evidence(timing)
 
     def _settle(self) -> Timing:

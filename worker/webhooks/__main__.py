@@ -8,8 +8,8 @@ from collections.abc import Callable
 from datetime import timedelta
 
 from contracts import logs
-from contracts.errors import BatchmillError
-from contracts.settings import Settings, load_settings
+from contracts.entrypoint import enter
+from contracts.settings import Settings
 from contracts.states import DeliveryState
 from storage.database import Database
 from storage.secrets import Keyring
@@ -72,14 +72,8 @@ async def _serve(
 
 
 def main() -> int:
-    """Run the deliverer; an error that is ours is one line and exit code 1."""
-    logs.configure()
-    try:
-        run(load_settings())
-    except BatchmillError as error:
-        log.error("%s: %s", error.code, error)
-        return 1
-    return 0
+    """Run the deliverer."""
+    return enter("worker.webhooks", run)
 
 
 if __name__ == "__main__":
