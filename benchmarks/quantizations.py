@@ -24,25 +24,14 @@ def _minilm() -> None:
     found, vectors = _measure("minilm")
     exact = vectors["none"]
     cosines = {kind: np.sum(exact * other, axis=1) for kind, other in vectors.items()}
-    print_table(
+    _show(
+        "minilm",
         f"all-MiniLM-L6-v2: {len(exact):,} docstrings through the engine at its measured budget",
-        ["quantization", "weights MB", "process MB", "texts/s", "of none", "cosine to fp32: mean", "1st percentile"],
-        [
-            [
-                *_costs(kind, facts, found),
-                f"{cosines[kind].mean():.4f}",
-                f"{np.percentile(cosines[kind], 1):.4f}",
-            ]
-            for kind, facts in found.items()
-        ],
-    )
-    bars(
-        "quantizations-minilm",
-        "all-MiniLM-L6-v2 by quantization",
+        "texts/s",
+        found,
         {
-            "weights, MB": {kind: facts["weights"] / 1e6 for kind, facts in found.items()},
-            "texts/s": {kind: facts["rate"] for kind, facts in found.items()},
-            "mean cosine to fp32": {kind: float(values.mean()) for kind, values in cosines.items()},
+            "mean cosine to fp32": {kind: f"{values.mean():.4f}" for kind, values in cosines.items()},
+            "1st percentile": {kind: f"{np.percentile(values, 1):.4f}" for kind, values in cosines.items()},
         },
     )
 
@@ -50,36 +39,39 @@ def _minilm() -> None:
 def _smollm2() -> None:
     found, scores = _measure("smollm2")
     exact = scores["none"]
-    changes = {kind: other - exact for kind, other in scores.items()}
-    print_table(
+    changes = {kind: np.abs(other - exact) for kind, other in scores.items()}
+    _show(
+        "smollm2",
         f"SmolLM2-135M: eight chats of 64 new tokens, and the likelihood of {len(exact)} docstrings",
+        "new tokens/s",
+        found,
+        {
+            "mean NLL a token": {kind: f"{-values.mean():.3f}" for kind, values in scores.items()},
+            "95th pct of |change|": {kind: f"{np.percentile(change, 95):.3f}" for kind, change in changes.items()},
+        },
+    )
+
+
+def _show(
+    name: str, title: str, rate: str, found: dict[str, dict[str, float]], fidelity: dict[str, dict[str, str]]
+) -> None:
+    """A table, and a plot of its bytes, its speed and the first of what says how good the outputs are."""
+    print_table(
+        title,
+        ["quantization", "weights MB", "process MB", rate, "of none", *fidelity],
         [
-            "quantization",
-            "weights MB",
-            "process MB",
-            "new tokens/s",
-            "of none",
-            "NLL a token: mean",
-            "change",
-            "95th pct of |change|",
-        ],
-        [
-            [
-                *_costs(kind, facts, found),
-                f"{-scores[kind].mean():.3f}",
-                f"{-changes[kind].mean():+.3f}",
-                f"{np.percentile(np.abs(changes[kind]), 95):.3f}",
-            ]
+            [*_costs(kind, facts, found), *(column[kind] for column in fidelity.values())]
             for kind, facts in found.items()
         ],
     )
+    first = next(iter(fidelity))
     bars(
-        "quantizations-smollm2",
-        "SmolLM2-135M by quantization",
+        f"quantizations-{name}",
+        f"{title.partition(':')[0]} by quantization",
         {
             "weights, MB": {kind: facts["weights"] / 1e6 for kind, facts in found.items()},
-            "new tokens/s": {kind: facts["rate"] for kind, facts in found.items()},
-            "mean NLL a token": {kind: float(-values.mean()) for kind, values in scores.items()},
+            rate: {kind: facts["rate"] for kind, facts in found.items()},
+            first: {kind: float(value) for kind, value in fidelity[first].items()},
         },
     )
 

@@ -35,7 +35,7 @@ def embedding_of_odd(
     """The vector of the odd word is NaN."""
     odd, even = (set(tokens(engine.prepare([payload(text)], params).rows[0])) for text in (ODD, "horse"))
     [token] = odd - even
-    weight = engine._module.get_input_embeddings().weight  # type: ignore[attr-defined]
+    weight = engine._module.get_input_embeddings().weight
     kept = weight[token].detach().clone()
     with torch.no_grad():
         weight[token] = torch.nan
@@ -45,9 +45,9 @@ def embedding_of_odd(
 
 @contextmanager
 def fake_of_odd(engine: Engine) -> Iterator[None]:
-    kept, engine._source = engine._source, parse_fake(f"fake:?nan={ODD}")  # type: ignore[attr-defined]
+    kept, engine._source = engine._source, parse_fake(f"fake:?nan={ODD}")
     yield
-    engine._source = kept  # type: ignore[attr-defined]
+    engine._source = kept
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ class Supervisor:
     def tend(self) -> None:
         if self._worker.poll() is not None:
             self.deaths += 1
-            self._worker = self._start()  # type: ignore[assignment]
+            self._worker = self._start()
 
 
 def state_of(client: Client, statement: str) -> object:

@@ -43,7 +43,7 @@ def _announced_later() -> None:
         succeed(process, *arguments)
 
     events.announce = lambda connection, *arguments: late.append(arguments)
-    WorkerProcess._succeed = afterwards  # type: ignore[method-assign]
+    WorkerProcess._succeed = afterwards
 
 
 def _no_top_up() -> None:

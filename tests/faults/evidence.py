@@ -46,7 +46,7 @@ class Evidence:
     def rows(self, statement: str, *values: Any) -> list[Any]:
         """What Postgres says."""
         with psycopg.connect(self.url, row_factory=namedtuple_row) as connection:
-            return connection.execute(statement, values).fetchall()  # type: ignore[arg-type]
+            return connection.execute(statement, values).fetchall()
 
     @cached_property
     def acknowledged(self) -> dict[int, UUID]:

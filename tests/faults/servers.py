@@ -104,7 +104,7 @@ class Database:
         schema.upgrade(self.url)
         if self.disk.works:
             with psycopg.connect(self.url, autocommit=True) as connection:
-                connection.execute(f"CREATE TABLESPACE small LOCATION '{self.disk.folder}'")  # type: ignore[arg-type]
+                connection.execute(f"CREATE TABLESPACE small LOCATION '{self.disk.folder}'")
                 connection.execute("ALTER TABLE results SET TABLESPACE small")
 
     def stop(self) -> None:

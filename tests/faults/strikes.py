@@ -131,7 +131,7 @@ class Crash(Fault):
     """A worker that dies at an exact point."""
 
     def __init__(self, point: CrashPoint) -> None:
-        self.name = str(point)  # type: ignore[misc]
+        self.name = str(point)
         self._point = point
 
     def strike(self, world: World) -> None:
@@ -149,7 +149,7 @@ class ClientCrash(Fault):
     """A client that dies while it submits; it is not always that someone tries again."""
 
     def __init__(self, point: CrashPoint, plan: Callable[[], Plan]) -> None:
-        self.name = str(point)  # type: ignore[misc]
+        self.name = str(point)
         self._point = point
         self._plan = plan
 

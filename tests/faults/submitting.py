@@ -49,7 +49,7 @@ class Plan(BaseModel):
         """What is handed to the client."""
         for number in range(self.first, self.first + self.count):
             payload = inputs.text(self.seed, number)
-            yield (self.custom_id(number), payload) if self.named else payload  # type: ignore[misc]
+            yield (self.custom_id(number), payload) if self.named else payload
 
     def custom_id(self, number: int) -> str | None:
         """The caller's id of an input."""

@@ -78,7 +78,7 @@ def _purged(world: World, driver: Driver, out: bool, patch: pytest.MonkeyPatch) 
     look, looks = unused.Arrivals.look, []
 
     def and_then_submit(arrivals: unused.Arrivals, connection: object) -> object:
-        found = look(arrivals, connection)  # type: ignore[arg-type]
+        found = look(arrivals, connection)
         looks.append(found)
         if len(looks) == 2:  # the purge is about to delete, and keeps submissions out
             client = world.submit([new])

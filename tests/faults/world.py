@@ -300,7 +300,7 @@ class World:
             try:
                 if self._connection is None:
                     self._connection = psycopg.connect(self.database.url, autocommit=True, row_factory=namedtuple_row)
-                cursor = self._connection.execute(statement, values)  # type: ignore[arg-type]
+                cursor = self._connection.execute(statement, values)
                 return cursor.fetchall() if cursor.description else []
             except psycopg.OperationalError:
                 self._connection = None

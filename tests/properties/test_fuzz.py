@@ -192,6 +192,6 @@ def test_what_was_taken_is_computed(mill: Mill, tmp_path: Path) -> None:
             (receiving,) = connection.exec_driver_sql("SELECT count(*) FROM jobs WHERE state = 'receiving'").one()
         assert receiving == 0, "a refused submission left something behind"
         for job in jobs:
-            wait_until(lambda job=job: job.refresh().state.terminal, 60)  # type: ignore[misc]
+            wait_until(lambda job=job: job.refresh().state.terminal, 60)
             assert job.state == "succeeded", job.info
             assert job.counts.items == len(list(job.results()))

@@ -36,7 +36,7 @@ def fill_valkey(url: str, folder: str, number: int, rng: random.Random) -> None:
             channel.client.rpush(rng.choice(QUEUES), junk.for_redis(rng, rng.choice(kinds), folder))
 
 
-class Raw(amqp.Message):  # type: ignore[misc]
+class Raw(amqp.Message):
     """A message whose properties are bytes."""
 
     def __init__(self, properties: bytes) -> None:

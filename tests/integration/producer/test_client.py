@@ -350,7 +350,7 @@ def test_a_model_that_does_not_fit_is_refused_with_both_sizes(client: Client) ->
     assert result.error.code == "model_too_large"
 
 
-def test_no_database_and_wrong_settings(mill: Mill, tmp_path: Path, make_database) -> None:  # type: ignore[no-untyped-def]
+def test_no_database_and_wrong_settings(mill: Mill, tmp_path: Path, make_database) -> None:
     broker = mill.environment["BATCHMILL_BROKER_URL"]
     with pytest.raises(DatabaseUnavailable, match=r"postgresql://u:\*\*\*@.*cannot be used now") as caught:
         Client(database_url=f"postgresql://u:secret@/nothing?host={tmp_path}", broker_url=broker)
@@ -366,7 +366,7 @@ def test_no_database_and_wrong_settings(mill: Mill, tmp_path: Path, make_databas
         assert client.jobs() == []
 
 
-def test_a_submission_without_a_broker_goes_out_when_it_is_back(mill: Mill, tmp_path: Path, caplog) -> None:  # type: ignore[no-untyped-def]
+def test_a_submission_without_a_broker_goes_out_when_it_is_back(mill: Mill, tmp_path: Path, caplog) -> None:
     nowhere = f"redis+socket://{tmp_path}/nothing.sock"
     with Client(database_url=mill.environment["BATCHMILL_DATABASE_URL"], broker_url=nowhere, home=tmp_path) as client:
         client.models.add("vectors", "fake:")

@@ -39,8 +39,8 @@ def test_both_servers_work_twice_in_a_row_and_leave_nothing(
         with kombu.Connection(first.broker_url) as broker:
             broker.SimpleQueue("notes").put({"note": "kept"})
         with psycopg.connect(first.database_url) as connection:
-            (extension,) = connection.execute("SELECT '[1,2]'::vector <-> '[1,4]'").fetchone()  # type: ignore[misc]
-            (addresses,) = connection.execute("SHOW listen_addresses").fetchone()  # type: ignore[misc]
+            (extension,) = connection.execute("SELECT '[1,2]'::vector <-> '[1,4]'").fetchone()
+            (addresses,) = connection.execute("SHOW listen_addresses").fetchone()
         assert (extension, addresses) == (2.0, "")
         listening = {connection.pid for connection in psutil.net_connections("tcp")}
         assert listening.isdisjoint(process.pid for process in running(home))

@@ -266,11 +266,11 @@ def test_what_arrives_during_a_purge_keeps_what_it_refers_to(
 
     def planning(connection: object) -> None:
         arrive("before the pass")
-        plan(connection)  # type: ignore[arg-type]
+        plan(connection)
 
     def deleting(database: Database, candidates: object, start: int, *rest: object) -> int:
         arrive("after the pass" if start == 0 else "after the first batch")
-        return delete_batch(database, candidates, start, *rest)  # type: ignore[arg-type]
+        return delete_batch(database, candidates, start, *rest)
 
     monkeypatch.setattr(unused, "_plan", planning)
     monkeypatch.setattr(unused, "_delete_batch", deleting)

@@ -69,7 +69,7 @@ class TestClaim:
             priority: submit(database, target_id, [priority.value], priority=priority)
             for priority in (Priority.BULK, Priority.NORMAL, Priority.INTERACTIVE)
         }
-        assert claim(database, lowest=Priority.INTERACTIVE).job_id == made[Priority.INTERACTIVE]  # type: ignore[union-attr]
+        assert claim(database, lowest=Priority.INTERACTIVE).job_id == made[Priority.INTERACTIVE]
         assert claim(database, lowest=Priority.INTERACTIVE) is None
         assert claimed(database).job_id == made[Priority.NORMAL]
         assert claim(database, lowest=Priority.NORMAL) is None

@@ -54,7 +54,7 @@ def test_a_line_of_json_says_who_what_and_where(capsys: pytest.CaptureFixture[st
 
 @pytest.mark.parametrize("form", ["json", "console"])
 def test_an_exception_shows_where_and_no_variables(capsys: pytest.CaptureFixture[str], form: str) -> None:
-    logs.configure(Settings(log_format=form))  # type: ignore[arg-type]
+    logs.configure(Settings(log_format=form))
     try:
         fail("CANARY".lower())
     except ValueError:
@@ -85,7 +85,7 @@ def test_the_level_holds_for_all(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(("form", "shown"), [("json", '"shard": "{},{}"'), ("console", "shard={},{}")])
 def test_ids_stand_once(capsys: pytest.CaptureFixture[str], form: str, shown: str) -> None:
-    logs.configure(Settings(log_format=form))  # type: ignore[arg-type]
+    logs.configure(Settings(log_format=form))
     one, other = UUID(int=1), UUID(int=2)
     with logs.bound(shard=logs.Ids([one, other, one])):
         logging.getLogger("worker").info("it")

@@ -56,7 +56,7 @@ def test_spans_continue_the_trace_they_are_handed(exported: InMemorySpanExporter
         assert span.traceparent.split("-")[1] == PARENT.split("-")[1]
     prepare, claim, shard = exported.get_finished_spans()
     assert [prepare.name, claim.name, shard.name] == ["prepare", "claim", "shard"]
-    assert f"{shard.parent.span_id:x}" == PARENT.split("-")[2]  # type: ignore[union-attr]
+    assert f"{shard.parent.span_id:x}" == PARENT.split("-")[2]
     assert prepare.parent == claim.parent == shard.context
     assert (shard.start_time, claim.start_time, claim.end_time) == (1_000, 2_000, 3_000)
     assert dict(shard.attributes or {}) == {"batchmill.job": "x", "batchmill.inputs": 3}

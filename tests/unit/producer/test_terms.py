@@ -27,7 +27,7 @@ def test_percentages() -> None:
     assert terms.check_progress_at([], None) == ()
     for wrong in (0, 100, 2.5, True, "25"):
         with pytest.raises(BatchmillError, match="whole percentages from 1 to 99"):
-            terms.check_progress_at([wrong], "https://a.example")  # type: ignore[list-item]
+            terms.check_progress_at([wrong], "https://a.example")
     with pytest.raises(BatchmillError, match="callback_url"):
         terms.check_progress_at([25], None)
 

@@ -43,7 +43,7 @@ def test_a_pass_that_succeeds_is_one_pass(as_output: Callable[[list[int]], Outpu
     result = run(engine, [10, 11, 12], task=TASKS[as_output])
     assert engine.passes == [[10, 11, 12]]
     assert (result.places, result.errors) == ([0, 1, 2], {})
-    assert np.array_equal(result.outputs, as_output([10, 11, 12]))  # type: ignore[arg-type]
+    assert np.array_equal(result.outputs, as_output([10, 11, 12]))
 
 
 @pytest.mark.parametrize("as_output", [as_vectors, as_json])
@@ -55,7 +55,7 @@ def test_failures_are_pinned_on_the_rows_that_cause_them(
     result = run(engine, range(7), task=TASKS[as_output])
     good = [row for row in range(7) if row not in bad]
     assert result.places == good
-    assert np.array_equal(result.outputs, as_output(good))  # type: ignore[arg-type]
+    assert np.array_equal(result.outputs, as_output(good))
     assert set(result.errors) == bad
     for error in result.errors.values():
         assert (error.item_code, error.message) == ("engine_error", "RuntimeError: it fell")
@@ -157,7 +157,7 @@ def test_vectors_that_are_no_numbers_fail(number: float, dtype: type) -> None:
     result = run(engine, range(4), precision=np.dtype(dtype).name)
     assert len(engine.passes) == 1
     assert result.places == [0, 2]
-    assert np.array_equal(result.outputs, np.ones((2, 3), dtype))  # type: ignore[arg-type]
+    assert np.array_equal(result.outputs, np.ones((2, 3), dtype))
     assert {place: error.item_code for place, error in result.errors.items()} == {1: "non_finite", 3: "non_finite"}
 
 
@@ -185,7 +185,7 @@ def test_failing_and_infinite_rows_in_one_pass() -> None:
 
     result = run(RowEngine(compute), range(8))
     assert result.places == [1, 2, 3, 5, 6]
-    assert np.array_equal(result.outputs, [[1], [2], [3], [5], [6]])  # type: ignore[arg-type]
+    assert np.array_equal(result.outputs, [[1], [2], [3], [5], [6]])
     assert {place: error.item_code for place, error in sorted(result.errors.items())} == {
         0: "non_finite",
         4: "engine_error",
@@ -196,7 +196,7 @@ def test_failing_and_infinite_rows_in_one_pass() -> None:
 class Full:
     """Memory for so many rows at once, and none for some."""
 
-    def __init__(self, most: int, never: set[int] = frozenset(), error: Exception | None = None) -> None:  # type: ignore[assignment]
+    def __init__(self, most: int, never: set[int] = frozenset(), error: Exception | None = None) -> None:
         self.most, self.never, self.error = most, never, error or MemoryError("no room")
 
     def __call__(self, rows: list[int]) -> Output:
@@ -224,7 +224,7 @@ def test_a_pass_that_memory_is_too_small_for_is_computed_in_halves(error: Except
     engine = RowEngine(Full(3, error=error))
     result = run(engine, range(16))
     assert (result.places, result.errors, result.fitting) == (list(range(16)), {}, 2)
-    assert np.array_equal(result.outputs, as_vectors(list(range(16))))  # type: ignore[arg-type]
+    assert np.array_equal(result.outputs, as_vectors(list(range(16))))
     assert engine.freed == sum(len(rows) > 3 for rows in engine.passes)
 
 

@@ -204,7 +204,7 @@ def test_rows_leave_and_enter_without_a_trace(
     decoder._prefill = prefill
     widths: list[int] = []
     forward = decoder.forward
-    decoder.forward = lambda ids, cache: widths.append(len(ids)) or forward(ids, cache)  # type: ignore[method-assign]
+    decoder.forward = lambda ids, cache: widths.append(len(ids)) or forward(ids, cache)
     found = decoder.continued(prompts)
     assert [row.tokens for row in found] == [alone(engine, prompt) for prompt in prompts]
     assert max(widths) <= slots

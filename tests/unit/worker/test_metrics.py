@@ -71,7 +71,7 @@ def test_what_waits_is_left_out_while_the_database_is_away(metrics: WorkerMetric
             raise DatabaseUnavailable("away")
             yield
 
-    metrics.serves("default", 4, lambda: 3, 1000, Away())  # type: ignore[arg-type]
+    metrics.serves("default", 4, lambda: 3, 1000, Away())
     names = {family.name for family in metrics.registry.collect()}
     assert CLAIMABLE.name not in names
     assert value(metrics, "batchmill_held_shards", pool="default") == 3
@@ -90,7 +90,7 @@ def test_fill_and_waste_follow_from_three_sums(metrics: WorkerMetrics) -> None:
 
 def test_inputs_are_counted_by_what_became_of_them(metrics: WorkerMetrics) -> None:
     shard = hold(RowEngine(), [1, 2, 3])
-    part = Computed(shard, np.arange(3), np.array([1, 3]), np.zeros(2, np.bool_), None, {2: ValueError()}, True)  # type: ignore[dict-item]
+    part = Computed(shard, np.arange(3), np.array([1, 3]), np.zeros(2, np.bool_), None, {2: ValueError()}, True)
     metrics.stored([part, part])
     metrics.dealt_with(shard.target.model, cached=5, failed=0, followed=7)
     counts = {

@@ -37,7 +37,7 @@ def database(monkeypatch: pytest.MonkeyPatch) -> Answering:
 
 @pytest.fixture
 def health(database: Answering) -> Health:
-    return Health(database, ("vital",))  # type: ignore[arg-type]
+    return Health(database, ("vital",))
 
 
 def free_port() -> int:

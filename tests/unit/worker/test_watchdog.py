@@ -29,7 +29,7 @@ class Calls:
     reasons: list[str] = field(default_factory=list)
 
     def watchdog(self, worker: Worker) -> Watchdog:
-        return Watchdog(worker, TICK, lambda: self.ticks.append(time.monotonic()), self.reasons.append)  # type: ignore[arg-type]
+        return Watchdog(worker, TICK, lambda: self.ticks.append(time.monotonic()), self.reasons.append)
 
 
 @pytest.fixture
