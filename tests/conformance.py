@@ -136,7 +136,8 @@ KINDS: dict[str, Kind] = {
         lambda engine: embedding_of_odd(engine, list, str),
         folder="classifier",
         limit=512,
-        tolerances={"none": 1e-5, "bf16": 0.02, "nf4": 0.02, "int8": 0.05},
+        tolerances={"none": 1e-5, "bf16": 0.02, "nf4": 0.02, "int8": 0.1},
+        apart={"int8": 0.85},
     ),
     "rerank": Kind(
         RerankEngine,

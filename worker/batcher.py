@@ -7,6 +7,7 @@ similar length together, up to a budget of padded tokens (longest row times rows
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
@@ -131,18 +132,13 @@ class MicroBatcher:
     def _draw(self, blocks: list[Block], longest: int, room: int, budget: int) -> MicroBatch:
         parts = []
         real = count = 0
-        for block in blocks:
-            if room == 0:
-                break
-            # `order` is longest first: rows that fit under the longest stand together, from `first` on.
-            first = int(np.searchsorted(-block.lengths[block.order], -longest))
-            rows = block.order[first : first + room]
-            if len(rows):
-                block.order = np.delete(block.order, slice(first, first + len(rows)))
-                parts.append(Part(block, rows))
-                real += int(block.lengths[rows].sum())
-                count += len(rows)
-                room -= len(rows)
+        # A less urgent class gets what room is left; inside of a class, whatever is closest to the longest row goes
+        # first, whoever it belongs to: to empty the lead first would pad its shorter rows.
+        for _, of_class in groupby(blocks, key=lambda block: block.rank):
+            for part in _take_longest(list(of_class), longest, room - count):
+                parts.append(part)
+                real += int(part.block.lengths[part.rows].sum())
+                count += len(part.rows)
         self._blocks = [block for block in self._blocks if len(block.order)]
         return MicroBatch(
             target=parts[0].block.target,
@@ -151,6 +147,22 @@ class MicroBatcher:
             padded_tokens=longest * count,
             budget_tokens=max(budget, longest * count),
         )
+
+
+def _take_longest(blocks: list[Block], limit: int, room: int) -> list[Part]:
+    """The longest rows that are no longer than the limit, at most so many; of equals, those of the first block."""
+    # `order` is longest first: rows that fit stand together, and what is taken of them is their beginning.
+    firsts = [int(np.searchsorted(-block.lengths[block.order], -limit)) for block in blocks]
+    fitting = [block.order[first : first + room] for block, first in zip(blocks, firsts, strict=True)]
+    lengths = np.concatenate([block.lengths[rows] for block, rows in zip(blocks, fitting, strict=True)])
+    owners = np.repeat(np.arange(len(blocks)), [len(rows) for rows in fitting])
+    numbers = np.bincount(owners[np.argsort(-lengths, kind="stable")[:room]], minlength=len(blocks))
+    parts = []
+    for block, first, rows, number in zip(blocks, firsts, fitting, numbers.tolist(), strict=True):
+        if number:
+            block.order = np.delete(block.order, slice(first, first + number))
+            parts.append(Part(block, rows[:number]))
+    return parts
 
 
 def _urgency(block: Block) -> tuple[int, float]:

@@ -84,6 +84,15 @@ def test_rows_of_other_blocks_keep_company() -> None:
     assert made.next(LATE) is None
 
 
+def test_a_row_of_another_block_that_needs_less_padding_goes_first() -> None:
+    old, new, bulk = block([8, 2, 1]), block([7, 6, 5]), block([8], rank=2)
+    made = batcher(24, old, new, bulk)
+    # A less urgent class fills what room is left, however well its rows would fit.
+    assert drawn(made.next(LATE)) == [(old, [0]), (new, [0, 1])]
+    assert drawn(made.next(LATE)) == [(old, [1, 2])]
+    assert drawn(made.next(LATE)) == [(new, [2])]
+
+
 def test_targets_do_not_mix() -> None:
     one, other = block([2, 2], target=1), block([2, 2], target=2)
     batches = all_of(batcher(100, one, other))

@@ -68,6 +68,23 @@ def test_a_slow_pass_is_not_doubled() -> None:
     assert engine.sizes.count(2048) == 1
 
 
+def test_a_size_that_looked_slow_while_the_machine_was_busy_is_tried_again() -> None:
+    slow = 2 * PASSES  # the first two sizes
+
+    def seconds(tokens: int) -> float:
+        return tokens / (2e4 if len(engine.sizes) <= 1 + slow else 5e4 if tokens >= 1024 else 3e4)
+
+    engine = Timed(seconds)
+    found = measure(engine, {}, clock=engine.clock)
+    assert (found.tokens, found.tokens_per_second) == (1024, pytest.approx(5e4))
+
+
+def test_passes_of_one_size_take_no_longer_than_is_worth() -> None:
+    engine = Timed(lambda tokens: 0.8 if tokens >= 2048 else 1e-3)
+    measure(engine, {}, clock=engine.clock)
+    assert engine.sizes.count(2048) == 3
+
+
 def test_the_search_ends() -> None:
     engine = Timed(lambda tokens: 1e-3)  # the larger the faster
     assert measure(engine, {}, clock=engine.clock).tokens == LARGEST
@@ -81,7 +98,7 @@ def test_the_best_of_several_passes_counts_and_the_very_first_does_not() -> None
         calls.append(tokens)
         if len(calls) == 1:
             return 60.0
-        return tokens / (1e5 if calls.count(tokens) == PASSES else 1e3)
+        return tokens / (1e5 if calls.count(tokens) == PASSES else 1e4)
 
     engine = Timed(seconds)
     assert measure(engine, {}, clock=engine.clock).tokens_per_second == pytest.approx(1e5)
