@@ -23,7 +23,7 @@ DECLINES = 2
 """Sizes in a row that are clearly slower than the best before the search ends: one may be an accident."""
 OVERHEAD = 0.0005
 """Seconds that a pass costs outside of the model: rows drawn, outputs split and handed on."""
-SLACK = 0.85
+SLACK = 0.95
 """The smallest budget that reaches this share of the best speed is taken: what a large pass gains in these trials,
 whose rows are all of one length, it loses again to padding, and small passes wait less."""
 
