@@ -10,10 +10,12 @@ from contracts.names import Quantization, Task
 from contracts.recipes import Accept, Evaluation, Step
 
 Format = Literal["torch", "onnx"]
+Verdict = Literal["accepted", "rejected", "not evaluated"]
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True)
+    # A loss that is not a number is a fact to keep, and JSON has no number for it.
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
 
 class CompressionSpec(_Model):
@@ -103,7 +105,8 @@ class Stage(_Model):
     fidelity: dict[str, float]
     """To the parent. `fidelity` is what the gate asks for; the others depend on the task."""
     loss: float | None = None
-    """On the evaluation rows: of labels where there are any, else nll, else 1 - mean cosine, else KL to the parent."""
+    """On the evaluation rows: of labels where there are any, else nll, else 1 - mean cosine, else KL to
+    the parent, or for bare numbers the mean absolute difference."""
     measurement: Measurement | None = None
     """Of the parent and of the result."""
 
@@ -133,7 +136,7 @@ class Report(_Model):
     model: str
     task: Task
     recipe: tuple[Step, ...]
-    verdict: Literal["accepted", "rejected", "not evaluated"]
+    verdict: Verdict
     rows: int
     stages: list[Stage]
     results: list[StepResult]
@@ -143,3 +146,19 @@ class Report(_Model):
     """What is said plainly: a step that made the model slower here, a training that diverged."""
     machine: dict[str, Any]
     """Processor, cores, and the versions of what computed."""
+
+
+class CompressionInfo(_Model):
+    """A compression as its row says."""
+
+    job: UUID
+    spec: CompressionSpec
+    progress: StepProgress | None
+    """Of the step that runs, or ran last; None before the first and once all is done."""
+    verdict: Verdict | None
+    """None until the result is registered."""
+    model: str | None
+    """The result, `name@version`."""
+    report: Report | None
+    html: ArtifactFile | None
+    """The report as a page, in the artifact store."""

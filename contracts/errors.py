@@ -10,6 +10,7 @@ BatchmillError
 │   ├── UnknownModel
 │   ├── UnknownTask
 │   ├── InvalidParams
+│   ├── DoesNotFit              a recipe that needs more memory or disk than there is
 │   ├── JobNotFound
 │   ├── WrongState              the job's state forbids it
 │   ├── NothingToRetry          every item of the job has an output
@@ -21,6 +22,7 @@ BatchmillError
 │   ├── ModelRefused            a source that is not safe or not complete
 │   ├── ModelTooLarge           it does not fit into the worker's memory
 │   └── ModelLoadFailed         the library could not load it
+├── CompressionFailed           a step of a recipe, or what follows the last, could not be done
 ├── ArtifactError               files of a model are missing or not what was registered
 ├── UnavailableError            a server does not answer; try again
 │   ├── DatabaseUnavailable
@@ -115,6 +117,12 @@ class InvalidParams(InvalidRequest):
     code = "invalid_params"
 
 
+class DoesNotFit(InvalidRequest):
+    """A recipe needs more memory or disk than the workers that compress have."""
+
+    code = "does_not_fit"
+
+
 class JobNotFound(InvalidRequest):
     """No job has that id."""
 
@@ -179,6 +187,12 @@ class ModelLoadFailed(ModelError):
     """The library could not load the model."""
 
     code = "model_load_failed"
+
+
+class CompressionFailed(BatchmillError):
+    """A step of a recipe could not be done, or its result not be evaluated; the message names the step."""
+
+    code = "compression_failed"
 
 
 class ArtifactError(BatchmillError):

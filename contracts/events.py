@@ -9,6 +9,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
 
+from contracts.compression import Verdict
 from contracts.jobs import JobCounts, JobInfo
 from contracts.names import Task
 from contracts.states import JobState
@@ -30,6 +31,8 @@ class Event(StrEnum):
     EXPIRED = "job.expired"
     PROGRESS = "job.progress"
     """A percentage that the caller chose was reached."""
+    MODEL_CREATED = "model.created"
+    """The model that a compression made is registered."""
 
 
 EVENT_OF = {
@@ -50,6 +53,19 @@ class Links(BaseModel):
     retry_of: str | None
 
 
+class CreatedModel(BaseModel):
+    """What a compression made."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    """`name@version`."""
+    digest: str
+    """SHA-256 over the manifest of its files."""
+    verdict: Verdict
+    """`rejected` where it missed what was asked of it: then only `name@version` names it."""
+
+
 class JobData(BaseModel):
     """A job as a webhook tells of it: no input, no output."""
 
@@ -61,6 +77,8 @@ class JobData(BaseModel):
     task: Task
     percent: int | None
     """Of `job.progress`."""
+    created: CreatedModel | None = None
+    """Of `model.created`."""
     counts: JobCounts
     error_code: str | None
     error_message: str | None
@@ -83,7 +101,14 @@ class EventBody(BaseModel):
     data: JobData
 
     @classmethod
-    def of(cls, event: Event, info: JobInfo, timestamp: datetime, percent: int | None = None) -> "EventBody":
+    def of(
+        cls,
+        event: Event,
+        info: JobInfo,
+        timestamp: datetime,
+        percent: int | None = None,
+        created: CreatedModel | None = None,
+    ) -> "EventBody":
         """What an event of a job is announced by."""
         return cls(
             type=event,
@@ -94,6 +119,7 @@ class EventBody(BaseModel):
                 model=info.model,
                 task=info.task,
                 percent=percent,
+                created=created,
                 counts=info.counts,
                 error_code=info.error_code,
                 error_message=info.error_message and _cut(info.error_message),

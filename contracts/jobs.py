@@ -6,7 +6,9 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, computed_field
 
+from contracts.compression import StepProgress
 from contracts.names import Task
+from contracts.params import compresses
 from contracts.states import JobState, Priority
 
 
@@ -84,3 +86,11 @@ class JobInfo(BaseModel):
     started_at: datetime | None
     finished_at: datetime | None
     expires_at: datetime | None
+    progress: StepProgress | None = None
+    """Of a compression: how far its step is."""
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def operation(self) -> str:
+        """What is done by the model: its task, or `compress`."""
+        return "compress" if compresses(self.params) else str(self.task)

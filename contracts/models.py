@@ -39,6 +39,12 @@ class ModelSpec(BaseModel):
     files: list[ArtifactFile]
     memory_bytes: int
     """Estimate of what the loaded weights take."""
+    parent: str | None = None
+    """`name@version` of the model that it was made from, where a recipe made it."""
+    recipe: list[dict[str, Any]] | None = None
+    """What made it of its parent: steps, as `contracts.recipes.parse_recipe` takes them."""
+    rejected: bool = False
+    """Whether it missed what was asked of it: then only `name@version` names it."""
 
     @property
     def reference(self) -> str:

@@ -10,6 +10,8 @@ MODEL_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,126}")
 DEFAULT_POOL = "default"
 TICKS = "ticks"
 """No pool may have this name: its queue would be the one of the ticks."""
+COMPRESSION_POOL = "compression"
+"""Its workers run the steps of recipes, and serve no model."""
 
 
 class Task(StrEnum):
@@ -85,6 +87,8 @@ def check_pool(pool: str) -> str:
     """
     if pool == TICKS:
         raise InvalidRequest(f"pool {pool!r}: the queue of that name is for ticks; choose another")
+    if pool == COMPRESSION_POOL:
+        raise InvalidRequest(f"pool {pool!r}: its workers compress models and serve none; choose another")
     if not POOL_PATTERN.fullmatch(pool):
         raise InvalidRequest(
             f"pool {pool!r}: use up to 63 lower-case letters, digits, '-' and '_', the first a letter or digit"

@@ -107,9 +107,18 @@ def parse_params(task: Task, params: Mapping[str, Any] | None) -> dict[str, Any]
         raise InvalidParams(f"parameters of {task}: {problems} (it takes {known})") from None
 
 
+COMPRESS: Mapping[str, Any] = {"operation": "compress"}
+"""The parameters of a target that does not compute by its model but makes another of it: a compression's."""
+
+
+def compresses(params: Mapping[str, Any]) -> bool:
+    """Whether a target's parameters are those of a compression."""
+    return bool(params.get("operation") == COMPRESS["operation"])
+
+
 def extra_tokens(task: Task, params: Mapping[str, Any]) -> int:
     """Tokens that an input costs at most beyond its own: those that are generated."""
-    return int(params["max_new_tokens"]) if task is Task.GENERATE else 0
+    return int(params["max_new_tokens"]) if task is Task.GENERATE and not compresses(params) else 0
 
 
 MEASURED_LENGTH = 64

@@ -51,19 +51,22 @@ class Settings(BaseSettings):
     slots: int = Field(default=4, ge=2)
     """Shards that a worker holds at once; one of them is kept for interactive work."""
     device: str = "auto"
-    """`cpu`, `cuda`, `cuda:1`; `auto` takes the first GPU where there is one."""
+    """`cpu`, `cuda`, `cuda:1`; `auto` takes the first GPU where there is one, and for a model too large for it the
+    others as well."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads for the model; all cores when not given."""
     model_memory: int | None = Field(default=None, ge=1)
-    """Bytes that loaded models may take on the device; 60 % of its memory when not given."""
+    """Bytes that loaded models may take on the device; 60 % of its memory when not given. A larger model is laid over
+    several devices, the last of them the disk."""
 
     log_format: Literal["console", "json"] = "console"
     """How programs log to stderr: lines for people, or one JSON object a line."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least that they log. Of libraries, only warnings and errors are logged."""
-    metrics_port: int | None = Field(default=None, ge=0, le=65_533)
+    metrics_port: int | None = Field(default=None, ge=0, le=65_532)
     """Where a worker, a deliverer or beat serves `/metrics`, `/healthz` and `/readyz`; nowhere when not given, any free
-    port for 0. Under `batchmill up` this is the worker's, the next one the deliverer's, and the one after it beat's."""
+    port for 0. Under `batchmill up` this is the worker's, and the next ones are the deliverer's, beat's and the
+    compressor's."""
     metrics_host: str = "127.0.0.1"
     """The address that it listens on; `0.0.0.0` for all."""
 
@@ -74,6 +77,8 @@ class Settings(BaseSettings):
     """A shard whose worker was not heard of for so long goes back to the queue."""
     stall_seconds: float = Field(default=600.0, gt=0)
     """A worker whose device is busy with one forward pass for so long ends itself, and another takes over."""
+    compression_step_seconds: float = Field(default=21_600.0, gt=0)
+    """A step of a compression, or the evaluation behind the last one, that takes longer is ended, and its job fails."""
     tick_seconds: float = Field(default=5.0, gt=0)
     """How often beat sends a tick, and so how long a lost ticket can stay unnoticed."""
     ticket_window: int = Field(default=16, ge=1)

@@ -4,13 +4,14 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from docs_tools import commands, errors, metrics, settings, tasks
+from docs_tools import commands, errors, metrics, recipes, settings, tasks
 
 PARTS: Mapping[str, Callable[[], str]] = {
     "commands": commands.render,
     "errors": errors.render,
     "itemcodes": errors.render_items,
     "metrics": metrics.render,
+    "recipes": recipes.render,
     "settings": settings.render,
     "tasks": tasks.render,
 }

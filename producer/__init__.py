@@ -6,16 +6,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from producer.check import Check
     from producer.client import Client
+    from producer.compression.job import CompressionJob
     from producer.job import Job
     from producer.readers import read
     from producer.results import ItemError, Result
     from producer.verification import verify_webhook
 
-__all__ = ["Check", "Client", "ItemError", "Job", "Result", "read", "verify_webhook"]
+__all__ = ["Check", "Client", "CompressionJob", "ItemError", "Job", "Result", "read", "verify_webhook"]
 
 _HOMES = {
     "Check": "producer.check",
     "Client": "producer.client",
+    "CompressionJob": "producer.compression.job",
     "ItemError": "producer.results",
     "Job": "producer.job",
     "Result": "producer.results",

@@ -4,18 +4,23 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID
 
 from contracts.errors import InvalidInput, InvalidRequest, JobNotFound
 from contracts.events import SCHEME
+from contracts.jobs import JobInfo
 from contracts.models import ModelSpec
-from contracts.params import parse_params, parse_task
+from contracts.names import COMPRESSION_POOL
+from contracts.params import compresses, parse_params, parse_task
+from contracts.recipes import Accept, Dataset
 from contracts.settings import Settings, load_settings
 from contracts.states import JobState, Priority
 from contracts.tracing import Tracing
 from producer import addresses, terms
 from producer.check import Check, check
+from producer.compression.job import CompressionJob
+from producer.compression.submission import Terms
 from producer.job import Job, JobList
 from producer.publisher import Publisher
 from producer.registry import Models
@@ -25,6 +30,10 @@ from storage import jobs, models, overview, schema
 from storage.database import Database
 from storage.jobs import JobFilter
 from storage.overview import Overview
+
+if TYPE_CHECKING:
+    from producer.compression.calls import Compressions
+    from producer.compression.plan import Preflight
 
 _COUNT_SHARDS = 10_000
 
@@ -145,6 +154,107 @@ class Client:
         self._publisher.wake(accepted.job_id, spec.pool, accepted.shards)
         return self.job(accepted.job_id)
 
+    def compress(
+        self,
+        model: str,
+        recipe: Iterable[Any],
+        *,
+        name: str | None = None,
+        evaluate: Any = None,
+        accept: Mapping[str, float] | Accept | None = None,
+        callback_url: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        expires_in: timedelta | float | None = None,
+        idempotency_key: str | None = None,
+    ) -> CompressionJob:
+        """Make a model smaller; the job stands when this returns, and ends in a model that can be scored with.
+
+        Workers of the pool `compression` run it, step by step. What a distillation's teacher gives is scored first, by
+        jobs of the model's own pool.
+
+        Args:
+            model: `name`, for its newest version, or `name@version`.
+            recipe: Steps, as the reference of recipes has them: dicts, or the objects of `contracts.recipes`. The
+                `data` of a distillation is whatever `evaluate` may be.
+            name: The result becomes the next version of it; the model's own name with `-small` by default.
+            evaluate: What the result is measured on, beside its parent: a `.jsonl`, `.csv`, `.parquet` or `.txt` file;
+                a list of inputs, or of `{"input": …, "label": …}`; or a job whose inputs are taken: its handle, or
+                `job:<id>`. Without it nothing is measured.
+            accept: What the result must reach: `fidelity`, `size_ratio`, `speedup`. One that misses is kept as
+                rejected, with its report, and only `name@version` names it.
+            callback_url: Where webhooks of the job go, `model.created` among them.
+            metadata: As `submit` has it.
+            expires_in: As `submit` has it.
+            idempotency_key: As `submit` has it.
+
+        Raises:
+            UnknownModel: No such model.
+            InvalidRequest: A step is unknown, or cannot be done to this model or after the one before; data is of the
+                wrong kind; or another argument cannot be carried out.
+            DoesNotFit: All workers that compress have less memory than a step needs.
+            InvalidInput: A row of the data cannot be taken; the message names it.
+            JobNotFound: There is no job whose inputs are to be taken.
+            RefusedUrl: The callback's URL is none that webhooks are sent to.
+            UnknownEndpoint: No endpoint is registered for it, or it is disabled.
+            IdempotencyConflict: The key belongs to a job with other content.
+            DatabaseUnavailable: Postgres does not answer.
+        """
+        asked = Terms(
+            metadata=terms.check_metadata(metadata),
+            idempotency_key=terms.check_idempotency_key(idempotency_key),
+            expires_in=terms.check_expires_in(expires_in),
+            callback_url=callback_url,
+        )
+        self._publisher.prepare()
+        with self._tracing.span("compress", {"model": model, "pool": COMPRESSION_POOL}) as span:
+            accepted = self._compressions().submit(
+                model,
+                recipe,
+                name=name,
+                evaluate=evaluate,
+                accept=accept,
+                asked=asked,
+                score=lambda reference, inputs: self.submit(reference, inputs).id,
+                traceparent=span.traceparent,
+            )
+            span.set("job", str(accepted.job_id))
+        self._publisher.wake(accepted.job_id, COMPRESSION_POOL, accepted.shards)
+        return self.compression(accepted.job_id)
+
+    def preflight(self, model: str, recipe: Iterable[Any], *, evaluated: bool = True) -> "Preflight":
+        """What the steps of a recipe need of memory and disk; nothing is read and nothing submitted.
+
+        Args:
+            model: `name`, for its newest version, or `name@version`.
+            recipe: As `compress` takes it.
+            evaluated: Whether the result is to be measured.
+
+        Raises:
+            UnknownModel: No such model.
+            InvalidRequest: A step is unknown, or cannot be done to this model or after the one before.
+            DoesNotFit: All workers that compress have less memory than a step needs.
+        """
+        return self._compressions().plan(model, recipe, evaluated=evaluated).preflight
+
+    def dataset(self, model: str, data: Any) -> Dataset:
+        """Rows for a recipe that is written in objects of `contracts.recipes`.
+
+        Args:
+            model: What is to compute them.
+            data: As `compress` takes it to evaluate.
+
+        Raises:
+            UnknownModel: No such model.
+            InvalidRequest: It is nothing that has rows, has none, or only some of them have labels.
+            InvalidInput: A row cannot be taken; the message names it.
+        """
+        return self._compressions().dataset(model, data)
+
+    def _compressions(self) -> "Compressions":
+        from producer.compression.calls import Compressions  # reads files by Arrow, which takes a while to import
+
+        return Compressions(self._database, self.settings.artifacts_url, self.settings.max_input_bytes)
+
     def check(self, model: str, inputs: Iterable[Any], *, params: Mapping[str, Any] | None = None) -> Check:
         """A dry run: bad items, duplicates, cache hits, estimated tokens and time; nothing is written.
 
@@ -174,7 +284,21 @@ class Client:
         except ValueError:
             raise JobNotFound(f"{job_id!r} is no job's id; `batchmill jobs list` shows those that exist") from None
         with self._database.transaction() as connection:
-            return Job(self._database, self._publisher, jobs.get(connection, parsed))
+            return self._handle(jobs.get(connection, parsed))
+
+    def compression(self, job_id: str | UUID) -> CompressionJob:
+        """A handle on a job that makes a model smaller.
+
+        Raises:
+            JobNotFound: There is none of that id.
+            InvalidRequest: It computes results.
+        """
+        job = self.job(job_id)
+        if not isinstance(job, CompressionJob):
+            raise InvalidRequest(
+                f"job {job.id} makes no model smaller: it computes {job.info.task} by {job.info.model}"
+            )
+        return job
 
     def jobs(
         self,
@@ -214,7 +338,7 @@ class Client:
         )
         with self._database.transaction() as connection:
             found = jobs.list_newest(connection, wanted, limit=limit)
-        return JobList(Job(self._database, self._publisher, info) for info in found)
+        return JobList(self._handle(info) for info in found)
 
     def overview(self, *, most_jobs: int = 50) -> Overview:
         """The system now: pools and their waiting work, workers, and the jobs that are open.
@@ -224,6 +348,11 @@ class Client:
         """
         with self._database.transaction() as connection:
             return overview.look(connection, most_jobs=most_jobs, most_shards=_COUNT_SHARDS)
+
+    def _handle(self, info: JobInfo) -> Job:
+        if not compresses(info.params):
+            return Job(self._database, self._publisher, info)
+        return CompressionJob(self._database, self._publisher, info, self.settings.artifacts_url)
 
     def close(self) -> None:
         """Give connections back; jobs go on."""

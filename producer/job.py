@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Self
 from uuid import UUID
 
 from contracts.errors import JobCancelled, JobExpired, JobFailed, WaitTimeout, WrongState
@@ -51,7 +51,7 @@ class Job:
         """How far it is."""
         return self.info.counts
 
-    def refresh(self) -> "Job":
+    def refresh(self) -> Self:
         """Read the row again.
 
         Raises:
@@ -62,7 +62,7 @@ class Job:
             self.info = jobs.get(connection, self.id)
         return self
 
-    def wait(self, timeout: float | None = None, *, progress: bool = False) -> "Job":
+    def wait(self, timeout: float | None = None, *, progress: bool = False) -> Self:
         """Wait until the job is terminal; one that is paused is waited for until somebody resumes or ends it.
 
         Args:
@@ -102,7 +102,7 @@ class Job:
             f"computed; `batchmill jobs results {self.id}` gives what was"
         )
 
-    def cancel(self) -> "Job":
+    def cancel(self) -> Self:
         """End the job; again is no error.
 
         Workers let go of it within about a second, at the end of a micro-batch. What was computed stays in the cache,
@@ -117,7 +117,7 @@ class Job:
             control.cancel(connection, self.id)
         return self.refresh()
 
-    def pause(self) -> "Job":
+    def pause(self) -> Self:
         """Hold the job until it is resumed; again is no error.
 
         What workers hold of it they finish, a second's work; nothing more of it is begun. Its time to expire goes on.
@@ -131,7 +131,7 @@ class Job:
             control.pause(connection, self.id)
         return self.refresh()
 
-    def resume(self) -> "Job":
+    def resume(self) -> Self:
         """Go on with a job that is paused, whoever paused it; one that is not is left as it is.
 
         Raises:
@@ -162,9 +162,12 @@ class Job:
         self._publisher.prepare()
         accepted = retry_failed(self._database, self.id)
         with self._database.transaction() as connection:
-            retry = Job(self._database, self._publisher, jobs.get(connection, accepted.job_id))
+            retry = self._handle(jobs.get(connection, accepted.job_id))
         self._publisher.wake(retry.id, retry.info.pool, accepted.shards)
         return retry
+
+    def _handle(self, info: JobInfo) -> "Job":
+        return Job(self._database, self._publisher, info)
 
     def results(self) -> "Iterator[Result]":
         """What became of each item, in input order, read as you go.

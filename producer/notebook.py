@@ -12,7 +12,7 @@ from contracts.models import ModelSpec
 from contracts.states import JobState
 from producer.pace import Pace, standing, trouble
 from producer.progress import Silent
-from producer.summary import byte_size, job_summary, local_time
+from producer.summary import COMPRESS, byte_size, job_summary, local_time, subject
 
 _PARTS = (("cached", "#5b9bd5"), ("computed", "#3aa675"), ("failed", "#d9534f"), ("waiting", "#8886"))
 _STATES = {
@@ -66,15 +66,20 @@ class NotebookBar(Silent):
 def progress_html(info: JobInfo, rate: float | None) -> str:
     """A job that is waited for, on three lines."""
     found = standing(info, rate)
-    facts = " · ".join(escape(part) for part in (found.percent, found.done, found.rate, found.clock) if part)
-    return _box(f"{_state(info.state)} {escape(info.model)} · {facts}", _bar(info), _legend(info), _why(info))
+    step = found.parts if info.operation == COMPRESS else ""  # of others, the legend tells
+    facts = " · ".join(escape(part) for part in (found.percent, found.done, step, found.rate, found.clock) if part)
+    return _box(f"{_state(info.state)} {escape(subject(info))} · {facts}", _bar(info), _legend(info), _why(info))
 
 
 def job_html(info: JobInfo) -> str:
     """All that one asks of a job at a glance."""
+    compression = info.operation == COMPRESS
     facts = [
         ("job", str(info.id)),
-        ("task", f"{info.task} {orjson.dumps(info.params).decode()}" if info.params else str(info.task)),
+        (
+            "task",
+            info.operation if compression or not info.params else f"{info.task} {orjson.dumps(info.params).decode()}",
+        ),
         ("priority", f"{info.priority}, pool {info.pool}"),
         ("retry of", str(info.retry_of or "")),
         ("metadata", orjson.dumps(info.metadata).decode() if info.metadata else ""),
@@ -88,7 +93,7 @@ def job_html(info: JobInfo) -> str:
     figures = "".join(_row((name, value)) for name, value in summary)
     side_by_side = "display:flex;flex-wrap:wrap;align-items:flex-start;gap:0 2.5em"
     tables = f'<div style="{side_by_side}">{_table(rows)}{_table(figures)}</div>'
-    return _box(f"{_state(info.state)} <b>{escape(info.model)}</b>", _bar(info), _legend(info), _why(info), tables)
+    return _box(f"{_state(info.state)} <b>{escape(subject(info))}</b>", _bar(info), _legend(info), _why(info), tables)
 
 
 def jobs_html(infos: Iterable[JobInfo]) -> str:
@@ -97,7 +102,7 @@ def jobs_html(infos: Iterable[JobInfo]) -> str:
         (
             f"<code>{info.id}</code>",
             _state(info.state),
-            escape(info.model),
+            escape(subject(info)),
             (f"{info.counts.items:,}",),
             (standing(info, None).percent,),
             (f"{info.counts.failed:,}",),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from producer.summary import figures, rate_text, seconds_text
+from producer.summary import COMPRESS, figures, rate_text, seconds_text
 
 if TYPE_CHECKING:
     from contracts.jobs import JobInfo
@@ -70,6 +70,8 @@ class Standing:
 
 def standing(info: "JobInfo", rate: float | None) -> Standing:
     """Where a job stands that goes at this rate."""
+    if info.operation == COMPRESS:
+        return _of_a_recipe(info)
     counts = info.counts
     done = counts.distinct - counts.waiting
     parts = (("cached", counts.cached), ("computed", counts.computed), ("failed", counts.failed))
@@ -85,6 +87,23 @@ def standing(info: "JobInfo", rate: float | None) -> Standing:
         parts=", ".join(f"{count:,} {name}" for name, count in parts if count),
         rate=f"{rate_text(rate)}/s" if rate else "",
         clock=clock,
+    )
+
+
+def _of_a_recipe(info: "JobInfo") -> Standing:
+    """Where a compression stands: its items are its steps and the end, each of its own length."""
+    counts, at = info.counts, info.progress
+    steps, done = counts.items - 1, counts.distinct - counts.waiting
+    if info.state.terminal or at is None:
+        clock = f"took {seconds_text(figures(info)['seconds'])}" if info.state.terminal else ""
+        share = done / counts.distinct if counts.distinct else 0.0
+        return Standing(share, f"{min(done, steps)}/{steps} steps", "", "", clock)
+    return Standing(
+        share=(at.position - 1 + at.fraction) / counts.items,
+        done=f"step {at.position}/{steps}" if at.position <= steps else "after the last step",
+        parts=" ".join(part for part in (f"{at.title} {at.fraction:.0%}", at.message) if part),
+        rate="",
+        clock=f"{timedelta(seconds=round(at.seconds_left))} left of it" if at.seconds_left is not None else "",
     )
 
 

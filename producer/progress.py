@@ -9,7 +9,7 @@ from uuid import UUID
 from contracts.jobs import JobInfo
 from contracts.states import JobState
 from producer.pace import Pace, standing, trouble
-from producer.summary import COLOURS
+from producer.summary import COLOURS, subject
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -45,7 +45,7 @@ def choose_progress() -> Silent:
 
 def name_of(info: JobInfo) -> str:
     """What tells a job from others in a list: the end of its id, which is random, and its model."""
-    return f"…{str(info.id)[-6:]} {info.model}"
+    return f"…{str(info.id)[-6:]} {subject(info)}"
 
 
 class Lines(Silent):
@@ -55,20 +55,20 @@ class Lines(Silent):
         self._stream = stream
         self._clock = clock
         self._paces: dict[UUID, Pace] = {}
-        self._last: dict[UUID, tuple[float, JobState, int]] = {}
+        self._last: dict[UUID, tuple[float, JobState, str]] = {}
 
     def show(self, info: JobInfo) -> None:
         """Print where the job stands, if that is news."""
-        done = info.counts.distinct - info.counts.waiting
         pace = self._paces.setdefault(info.id, Pace(self._clock))
-        pace.look(done)
+        pace.look(info.counts.distinct - info.counts.waiting)
+        found = standing(info, pace.rate)
+        stands = f"{found.percent} {found.done}"
         now = self._clock()
         if (last := self._last.get(info.id)) is not None:
             at, state, before = last
-            if state is info.state and (done == before or now < at + LINE_SECONDS):
+            if state is info.state and (stands == before or now < at + LINE_SECONDS):
                 return
-        self._last[info.id] = (now, info.state, done)
-        found = standing(info, pace.rate)
+        self._last[info.id] = (now, info.state, stands)
         parts = (f"job {info.id} {info.state}", found.percent, found.done, found.parts, found.rate, found.clock)
         self._stream.write(", ".join(part for part in parts if part) + "\n")
         if reason := trouble(info):

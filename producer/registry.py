@@ -90,9 +90,9 @@ class Models:
             UnknownModel: None is registered under it.
         """
         with self._database.transaction() as connection:
-            newest = models.get(connection, reference)
-            one = split_reference(reference)[1] is not None
-            found = ModelList([newest] if one else models.list_versions(connection, newest.name))
+            name, version = split_reference(reference)
+            versions = models.list_versions(connection, name) if version is None else []  # rejected ones too
+            found = ModelList(versions or [models.get(connection, reference)])
             return found, measurements(connection, [spec.id for spec in found])
 
     def get(self, reference: str) -> ModelSpec:

@@ -3,8 +3,9 @@
 from uuid import UUID
 
 from contracts.errors import WrongState
+from contracts.params import compresses
 from producer.submission import Accepted, seal
-from storage import jobs, locks, models, retries
+from storage import compressions, jobs, locks, models, retries
 from storage.database import Database
 
 
@@ -29,5 +30,8 @@ def retry_failed(database: Database, job_id: UUID) -> Accepted:
         target = models.get_target(connection, jobs.target_id(connection, job_id))
         model = models.get(connection, target.model.reference)
         target_id = models.make_target(connection, model, target.params)
-        retry_id = retries.receive(connection, job_id, target_id)
+        compression = compresses(target.params)
+        retry_id = retries.receive(connection, job_id, target_id, whole=compression)
+        if compression:
+            compressions.create(connection, retry_id, compressions.get(connection, job_id))
         return Accepted(retry_id, seal(connection, retry_id, target_id, model, target.params))

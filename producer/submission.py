@@ -22,7 +22,7 @@ from contracts.errors import (
 )
 from contracts.inputs import check_input
 from contracts.models import ModelSpec
-from contracts.params import extra_tokens, pass_tokens
+from contracts.params import compresses, extra_tokens, pass_tokens
 from contracts.states import Priority
 from producer.lines import Entry, check_custom_id, digits, too_long
 from storage import budgets, endpoints, inputs, jobs, models, oldjobs, sealing
@@ -180,9 +180,9 @@ def submit(database: Database, submission: Submission, source: Iterable[Line]) -
         if holder is not None:
             for chunk in chunks(source):
                 content.update(chunk)
-            return _same(holder, content, submission.idempotency_key)
+            return holder_of(holder, content.value(), submission.idempotency_key)
     with database.transaction() as connection:
-        listener = _listener(connection, submission)
+        listener = find_listener(connection, submission.callback_url, submission.progress_at)
         target_id = models.make_target(connection, submission.model, submission.params)
         job_id = jobs.open_job(
             connection,
@@ -210,11 +210,18 @@ def submit(database: Database, submission: Submission, source: Iterable[Line]) -
     return accepted
 
 
-def _listener(connection: Connection, submission: Submission) -> Listener | None:
-    if submission.callback_url is None:
+def find_listener(
+    connection: Connection, callback_url: str | None, progress_at: tuple[int, ...] = ()
+) -> Listener | None:
+    """Who hears of a job with this callback.
+
+    Raises:
+        RefusedUrl: The URL is none that webhooks are sent to.
+        UnknownEndpoint: No endpoint is registered for it, or it is disabled.
+    """
+    if callback_url is None:
         return None
-    endpoint = endpoints.find(connection, submission.callback_url)
-    return Listener(submission.callback_url, endpoint.id, submission.progress_at)
+    return Listener(callback_url, endpoints.find(connection, callback_url).id, progress_at)
 
 
 def _receive(database: Database, job_id: UUID, source: Iterable[Line], content: ContentDigest) -> None:
@@ -244,7 +251,7 @@ def _seal(database: Database, submission: Submission, job_id: UUID, target_id: i
             if holder.job_id != job_id:
                 # Someone else sealed a job under this key while this one was being received.
                 jobs.discard(connection, job_id)
-                return _same(holder, content, key)
+                return holder_of(holder, content.value(), key)
         if (twice := inputs.duplicate_custom_id(connection, job_id)) is not None:
             custom_id, first, last = twice
             raise DuplicateCustomId(
@@ -272,19 +279,25 @@ def seal(
     measured = fastest and max(
         int(fastest.tokens_per_second * SHARD_SECONDS), pass_tokens(fastest.tokens, model.task, params), 1024
     )
+    shard_tokens = None if compresses(params) else measured or SHARD_TOKENS  # one worker runs a recipe, step by step
     return sealing.seal(
         connection,
         job_id,
         target_id,
-        shard_tokens=measured or SHARD_TOKENS,
+        shard_tokens=shard_tokens,
         shard_inputs=SHARD_INPUTS,
         extra_tokens=extra_tokens(model.task, params),
         expires_in=expires_in,
     )
 
 
-def _same(holder: jobs.KeyHolder, content: ContentDigest, key: str) -> Accepted:
-    if holder.content_digest != content.value():
+def holder_of(holder: jobs.KeyHolder, content: bytes, key: str) -> Accepted:
+    """The job that holds a key, for one who submits the same under it.
+
+    Raises:
+        IdempotencyConflict: It has other content.
+    """
+    if holder.content_digest != content:
         raise IdempotencyConflict(
             f"idempotency key {key!r} belongs to job {holder.job_id}, which has other content; "
             "use another key for other inputs"

@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING, Any
 from contracts.states import JobState
 
 if TYPE_CHECKING:
+    from contracts.compression import CompressionInfo
     from contracts.jobs import JobInfo
 
 NONE = "–"
 """Shown where a figure does not exist."""
+COMPRESS = "compress"
+"""What a job does that runs a recipe, as its `operation` says."""
 
 
 COLOURS = {
@@ -49,6 +52,8 @@ def job_document(info: "JobInfo") -> dict[str, Any]:
 
 def job_summary(info: "JobInfo") -> list[tuple[str, str]]:
     """Names and values, in the order in which to show them."""
+    if info.operation == COMPRESS:
+        return _recipe_summary(info)
     counts, derived = info.counts, figures(info)
     rows = [
         ("items", f"{counts.items:,}"),
@@ -67,6 +72,38 @@ def job_summary(info: "JobInfo") -> list[tuple[str, str]]:
     if info.state is not JobState.SUCCEEDED:
         rows.insert(6, ("not computed" if info.state.terminal else "waiting", f"{counts.waiting:,}"))
     return rows
+
+
+def compression_summary(info: "JobInfo", found: "CompressionInfo") -> list[tuple[str, str]]:
+    """The same of a compression, with what came of it."""
+    report = found.report
+    rows = [("becomes", found.spec.name), *_recipe_summary(info)] if found.model is None else _recipe_summary(info)
+    facts = [
+        ("model", found.model or ""),
+        ("verdict", found.verdict or ""),
+        *((one.name, f"{one.found:.4g}, asked {one.asked:g}") for one in (report.criteria if report else ())),
+    ]
+    return [*rows, *((name, value) for name, value in facts if value)]
+
+
+def _recipe_summary(info: "JobInfo") -> list[tuple[str, str]]:
+    counts, at = info.counts, None if info.state.terminal else info.progress
+    steps = counts.items - 1
+    done = at.position - 1 if at else min(counts.distinct - counts.waiting - counts.failed, steps)
+    rows = [
+        ("steps", f"{steps:,}"),
+        ("done", f"{done:,}"),
+        ("cached", f"{counts.cached:,}"),
+        ("time", seconds_text(figures(info)["seconds"])),
+    ]
+    if at is not None:
+        rows.insert(2, ("at work on", f"{at.title}, {at.fraction:.0%} {at.message}".strip()))
+    return rows
+
+
+def subject(info: "JobInfo") -> str:
+    """What a job is about: its model, and what is done to it where that is not computing by it."""
+    return f"{COMPRESS} {info.model}" if info.operation == COMPRESS else info.model
 
 
 def _percent(share: float | None) -> str:

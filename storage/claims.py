@@ -39,7 +39,7 @@ class Capacity:
     vacant_bytes: int = 2**62
     """Memory that another model could take with none leaving."""
     total_bytes: int = 2**62
-    """Memory for models; what needs more is claimed all the same, so that its job fails with the reason."""
+    """Memory for models; what needs more takes all of it and stands partly elsewhere, or its job says why not."""
     idle: bool = True
     """Whether it holds no shard: only then may it take one that must run alone."""
     settled: bool = True
@@ -74,7 +74,7 @@ _WAITED = """
 _PICK_JOB = text(f"""
     SELECT * FROM (
         SELECT jobs.id, jobs.priority, jobs.target_id, jobs.service, jobs.queued_at, jobs.traceparent,
-               model_id, memory_bytes, here, here OR memory_bytes <= :free OR memory_bytes > :total AS fits,
+               model_id, memory_bytes, here, here OR least(memory_bytes, :total) <= :free AS fits,
                NOT here AND {_WAITED} AS starves
         FROM (SELECT * FROM jobs WHERE pool = :pool AND {_OPEN} AND priority <= :lowest
               ORDER BY priority, service LIMIT :most) AS jobs
@@ -86,7 +86,7 @@ _PICK_JOB = text(f"""
     ORDER BY priority,
              NOT (:idle AND {_ALONE}),
              NOT starves,
-             NOT (here OR memory_bytes <= :vacant OR memory_bytes > :total),
+             NOT (here OR least(memory_bytes, :total) <= :vacant),
              service, queued_at, id
     LIMIT 1
 """).bindparams(bindparam("loaded", type_=ARRAY(BIGINT)))

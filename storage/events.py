@@ -5,7 +5,7 @@ from uuid import UUID
 from sqlalchemy import Connection, bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 
-from contracts.events import Event, EventBody
+from contracts.events import CreatedModel, Event, EventBody
 from storage import jobs
 
 _ANNOUNCE = text("""
@@ -24,14 +24,20 @@ _REACHED = text("""
 """)
 
 
-def announce(connection: Connection, job_id: UUID, event: Event, percent: int | None = None) -> None:
+def announce(
+    connection: Connection,
+    job_id: UUID,
+    event: Event,
+    percent: int | None = None,
+    created: CreatedModel | None = None,
+) -> None:
     """Note that the job's callback is to hear of an event; nothing where it has none, or was told already."""
     wanted = connection.execute(
         text("SELECT now() FROM jobs WHERE id = :id AND endpoint_id IS NOT NULL"), {"id": job_id}
     ).scalar_one_or_none()
     if wanted is None:
         return
-    body = EventBody.of(event, jobs.get(connection, job_id), wanted, percent)
+    body = EventBody.of(event, jobs.get(connection, job_id), wanted, percent, created)
     connection.execute(
         _ANNOUNCE,
         {"job_id": job_id, "event": str(event), "percent": percent, "body": body.model_dump(mode="json")},

@@ -104,6 +104,14 @@ def payloads(connection: Connection, input_ids: Sequence[int]) -> list[Any]:
     return [orjson.loads(found[input_id]) for input_id in input_ids]
 
 
+def ids_of_job(connection: Connection, job_id: UUID) -> list[int]:
+    """The inputs of a job's items, in their order."""
+    rows = connection.execute(
+        text("SELECT input_id FROM items WHERE job_id = :job_id ORDER BY position"), {"job_id": job_id}
+    )
+    return list(rows.scalars())
+
+
 def cached(connection: Connection, target_id: int, digests: Sequence[bytes]) -> set[bytes]:
     """Those of the payloads with these digests that have a result for the target."""
     statement = text("""
@@ -112,3 +120,15 @@ def cached(connection: Connection, target_id: int, digests: Sequence[bytes]) -> 
     """).bindparams(bindparam("digests", type_=ARRAY(BYTEA)))
     rows = connection.execute(statement, {"target_id": target_id, "digests": list(digests)})
     return {bytes(digest) for digest in rows.scalars()}
+
+
+def of_job(connection: Connection, job_id: UUID, start: int, stop: int) -> list[Any]:
+    """The payloads of a job's items at positions `start` to `stop - 1`, in their order."""
+    rows = connection.execute(
+        text("""
+            SELECT payload::text FROM items JOIN inputs ON inputs.id = items.input_id
+            WHERE job_id = :job_id AND position >= :start AND position < :stop ORDER BY position
+        """),
+        {"job_id": job_id, "start": start, "stop": stop},
+    )
+    return [orjson.loads(payload) for payload in rows.scalars()]

@@ -12,12 +12,13 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from contracts.errors import JobNotFound, WrongState
 from contracts.jobs import JobCounts, JobInfo, JobStats
 from contracts.names import Task, split_reference
-from contracts.states import JobState, Priority
+from contracts.states import TERMINAL_JOB_STATES, JobState, Priority
 from storage import locks
 
 _SELECT = """
-    SELECT jobs.*, targets.params, models.name AS model_name, models.version AS model_version, models.task
+    SELECT jobs.*, targets.params, models.name AS model_name, models.version AS model_version, models.task, progress
     FROM jobs JOIN targets ON targets.id = jobs.target_id JOIN models ON models.id = targets.model_id
+        LEFT JOIN compressions ON compressions.job_id = jobs.id
 """
 
 
@@ -55,6 +56,7 @@ def _info(row: Row[Any]) -> JobInfo:
         started_at=row.started_at,
         finished_at=row.finished_at,
         expires_at=row.expires_at,
+        progress=row.progress,
     )
 
 
@@ -239,6 +241,15 @@ def lock(connection: Connection, job_id: UUID) -> JobState:
     if state is None:
         raise _not_found(job_id)
     return JobState(state)
+
+
+def unfinished(connection: Connection, job_ids: Sequence[UUID]) -> set[UUID]:
+    """Those of the jobs that exist and have not ended."""
+    rows = connection.execute(
+        text("SELECT id FROM jobs WHERE id = ANY(:ids) AND NOT state = ANY(:ended)"),
+        {"ids": list(job_ids), "ended": [str(state) for state in TERMINAL_JOB_STATES]},
+    )
+    return set(rows.scalars())
 
 
 def target_id(connection: Connection, job_id: UUID) -> int:

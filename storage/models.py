@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, insert, select, text, update
+from sqlalchemy import Connection, Row, func, insert, null, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from contracts.canonical import CANONICAL_VERSION, canonicalize, digest
@@ -12,7 +12,15 @@ from contracts.models import ArtifactFile, ModelSpec, TargetSpec
 from contracts.names import split_reference
 from storage.tables import models, targets
 
-_SPEC_COLUMNS = [models.c[name] for name in ModelSpec.model_fields]
+_parents = models.alias("parents")
+_PARENT = (
+    select(func.concat(_parents.c.name, "@", _parents.c.version))
+    .where(_parents.c.id == models.c.parent_id)
+    .correlate(models)
+    .scalar_subquery()
+    .label("parent")
+)
+_SPEC_COLUMNS = [_PARENT if name == "parent" else models.c[name] for name in ModelSpec.model_fields]
 
 
 def _spec(row: Row[Any]) -> ModelSpec:
@@ -32,11 +40,17 @@ def add(
     digest: str,
     files: list[ArtifactFile],
     memory_bytes: int,
+    parent_id: int | None = None,
+    recipe: list[dict[str, Any]] | None = None,
+    rejected: bool = False,
 ) -> ModelSpec:
-    """Register the next version of a name; the same content again gives the version that stands."""
+    """Register the next version of a name; the same content again gives the version that stands.
+
+    What a recipe made is a version of its own where parent, recipe or verdict differ, however equal its files are.
+    """
     connection.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))"), {"name": name})
     latest = connection.execute(
-        select(*_SPEC_COLUMNS)
+        select(models.c.parent_id, *_SPEC_COLUMNS)
         .where(models.c.name == name, models.c.removed_at.is_(None))
         .order_by(models.c.version.desc())
         .limit(1)
@@ -44,12 +58,13 @@ def add(
     if latest is not None:
         spec = _spec(latest)
         found = (spec.digest, spec.task, spec.quantization, spec.engine, spec.pool)
-        if found == (digest, task, quantization, engine, pool):
+        made = (latest.parent_id, spec.recipe, spec.rejected)
+        if found == (digest, task, quantization, engine, pool) and made == (parent_id, recipe, rejected):
             return spec
     version = connection.execute(
         select(func.coalesce(func.max(models.c.version), 0) + 1).where(models.c.name == name)
     ).scalar_one()
-    row = connection.execute(
+    model_id = connection.execute(
         insert(models)
         .values(
             name=name,
@@ -63,29 +78,43 @@ def add(
             digest=digest,
             files=[file.model_dump() for file in files],
             memory_bytes=memory_bytes,
+            parent_id=parent_id,
+            recipe=null() if recipe is None else recipe,  # not the null of JSON
+            rejected=rejected,
         )
-        .returning(*_SPEC_COLUMNS)
-    ).one()
-    return _spec(row)
+        .returning(models.c.id)
+    ).scalar_one()
+    return by_id(connection, model_id)
+
+
+def by_id(connection: Connection, model_id: int) -> ModelSpec:
+    """A model, removed or not."""
+    return _spec(connection.execute(select(*_SPEC_COLUMNS).where(models.c.id == model_id)).one())
 
 
 def get(connection: Connection, reference: str) -> ModelSpec:
-    """The model of `name@version`, or the newest version of `name`.
+    """The model of `name@version`, or the newest version of `name` that was not rejected.
 
     Raises:
-        UnknownModel: None is registered, or it was removed.
+        UnknownModel: None is registered, it was removed, or every version was rejected.
     """
     name, version = split_reference(reference)
     query = select(*_SPEC_COLUMNS).where(models.c.name == name, models.c.removed_at.is_(None))
     if version is not None:
         query = query.where(models.c.version == version)
-    row = connection.execute(query.order_by(models.c.version.desc()).limit(1)).first()
+    row = connection.execute(query.order_by(models.c.rejected, models.c.version.desc()).limit(1)).first()
     if row is None:
         names = connection.execute(
             select(models.c.name).where(models.c.removed_at.is_(None)).distinct().order_by(models.c.name).limit(10)
         ).scalars()
         known = ", ".join(names) or "none yet; add one with client.models.add(…) or `batchmill models add`"
         raise UnknownModel(f"model {reference!r} is not registered (registered: {known})")
+    if row.rejected and version is None:
+        versions = ", ".join(spec.reference for spec in list_versions(connection, name))
+        raise UnknownModel(
+            f"model {name!r} was rejected, as it missed what was asked of it: to use it all the same, name the version "
+            f"({versions})"
+        )
     return _spec(row)
 
 
@@ -110,10 +139,8 @@ def remove(connection: Connection, model_id: int) -> None:
 
 def invalidate(connection: Connection, model_id: int) -> ModelSpec:
     """Begin a new epoch: nothing computed so far is served to jobs submitted from now on."""
-    row = connection.execute(
-        update(models).where(models.c.id == model_id).values(epoch=models.c.epoch + 1).returning(*_SPEC_COLUMNS)
-    ).one()
-    return _spec(row)
+    connection.execute(update(models).where(models.c.id == model_id).values(epoch=models.c.epoch + 1))
+    return by_id(connection, model_id)
 
 
 def fingerprint(model: ModelSpec, params: Mapping[str, Any]) -> bytes:

@@ -3,7 +3,8 @@
 A lease that expired, or whose process is known to be dead, is a death. The first one proves nothing, since the process
 held other shards: each of them runs alone in its process next. A death while alone is the shard's own: it is split, and
 its parts run alone, until the input that kills stands by itself and fails as `worker_lost`. What was stored by then
-counts; neighbours, and strangers in the same process, just run again.
+counts; neighbours, and strangers in the same process, just run again. The steps of a compression build on each other:
+it is not split, and fails as a whole.
 """
 
 from collections.abc import Sequence
@@ -15,8 +16,9 @@ from sqlalchemy.dialects.postgresql import ARRAY, BIGINT
 
 from contracts.errors import ItemFailed, ModelLoadFailed
 from contracts.itemcodes import ItemCode
+from contracts.names import COMPRESSION_POOL
 from contracts.states import ShardState
-from storage import control, counting, jobs, results
+from storage import control, counting, inputs, jobs, results
 from storage.counting import ShardOutcome
 from storage.database import Database
 
@@ -41,7 +43,8 @@ _BURY = text(f"""
     UPDATE shards SET state = 'queued', token = NULL, lease_expires_at = NULL, not_before = now() + {PAUSE},
                       deaths = deaths + (NOT loading)::int, load_deaths = load_deaths + loading::int
     WHERE id = :id AND alone AND {_DEAD}
-    RETURNING id, job_id, ordinal, deaths, load_deaths, loading, input_ids
+    RETURNING id, job_id, ordinal, deaths, load_deaths, loading, input_ids,
+              (SELECT pool FROM jobs WHERE jobs.id = shards.job_id) AS pool
 """)
 # Whoever computed anything by the model lately has loaded it: then the deaths had another cause.
 _LOADS = text("""
@@ -92,6 +95,12 @@ def _judge(connection: Connection, shard: Row[Any]) -> None:
         return
     known = results.known(connection, target_id, shard.input_ids)
     left = [input_id for input_id in shard.input_ids if input_id not in known]
+    if shard.pool == COMPRESSION_POOL:
+        if shard.deaths >= LIVES:
+            step = len(results.known(connection, target_id, inputs.ids_of_job(connection, shard.job_id))) + 1
+            reason = f"each of the last {shard.deaths} workers died, or was cut off, at step {step} of the recipe"
+            control.fail(connection, shard.job_id, ItemCode.WORKER_LOST, reason)
+        return
     if len(left) > 1:
         _split(connection, shard, target_id, list(known), left)
     elif left and shard.deaths >= LIVES:

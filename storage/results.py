@@ -12,6 +12,7 @@ from psycopg.errors import UniqueViolation
 from sqlalchemy import Connection, text
 
 from contracts.names import Task
+from contracts.params import compresses
 from storage.bulk import copy_bytes
 
 Outputs: TypeAlias = NDArray[Any] | list[Any]
@@ -35,7 +36,7 @@ _COLUMNS = ["target_id", "input_id", "shard_id", "truncated"]
 
 def output_column(task: Task, params: Mapping[str, Any]) -> str:
     """The column of `results` that holds what such a target gives."""
-    if task is not Task.EMBED:
+    if task is not Task.EMBED or compresses(params):
         return "output"
     return {"float32": "embedding", "float16": "embedding_half", "ubinary": "embedding_bits"}[params["precision"]]
 
@@ -135,3 +136,12 @@ def known(connection: Connection, target_id: int, input_ids: Sequence[int]) -> s
 def shard_bytes(shard_id: UUID) -> NDArray[np.uint8]:
     """A shard's id as `NewResults` holds it."""
     return np.frombuffer(shard_id.bytes, np.uint8)
+
+
+def outputs(connection: Connection, target_id: int, input_ids: Sequence[int]) -> dict[int, Any]:
+    """By input: the JSON output of those that have a result for the target."""
+    rows = connection.execute(
+        text("SELECT input_id, output FROM results WHERE target_id = :target_id AND input_id = ANY(:input_ids)"),
+        {"target_id": target_id, "input_ids": list(input_ids)},
+    )
+    return {row.input_id: row.output for row in rows}

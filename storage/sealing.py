@@ -66,7 +66,7 @@ def seal(
     job_id: UUID,
     target_id: int,
     *,
-    shard_tokens: int,
+    shard_tokens: int | None,
     shard_inputs: int,
     extra_tokens: int = 0,
     expires_in: timedelta | None = None,
@@ -79,7 +79,7 @@ def seal(
         connection: In a transaction.
         job_id: A job that is being received.
         target_id: What it computes.
-        shard_tokens: Estimated tokens (four bytes each) after which a shard ends.
+        shard_tokens: Estimated tokens (four bytes each) after which a shard ends; None for one shard of all inputs.
         shard_inputs: Inputs after which a shard ends.
         extra_tokens: What each input costs beyond its own tokens.
         expires_in: How long from now the job may take; as long as it takes when not given.
@@ -103,7 +103,10 @@ def seal(
         """),
         {"extra": extra_tokens},
     ).one()
-    shard_tokens = min(shard_tokens, max(tokens // FEWEST_SHARDS, SMALLEST_SHARD))
+    if shard_tokens is None:
+        shard_tokens, shard_inputs = tokens + 1, 2**40
+    else:
+        shard_tokens = min(shard_tokens, max(tokens // FEWEST_SHARDS, SMALLEST_SHARD))
     siblings = connection.execute(
         text("SELECT count(*) FROM jobs WHERE target_id = :target_id AND state IN ('queued', 'running')"),
         {"target_id": target_id},

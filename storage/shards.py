@@ -94,6 +94,11 @@ def loaded(connection: Connection, lease: Lease) -> None:
     connection.execute(text("UPDATE shards SET loading = false WHERE token = :token"), {"token": lease.token})
 
 
+def revive(connection: Connection, lease: Lease) -> None:
+    """Note that a part of the lease's work is safe: deaths before it are not counted any more."""
+    connection.execute(text("UPDATE shards SET deaths = 0 WHERE token = :token"), {"token": lease.token})
+
+
 def release(connection: Connection, tokens: Sequence[UUID], rest: timedelta | None = None) -> int:
     """Leased -> queued: give shards back; how many were held.
 

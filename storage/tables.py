@@ -69,6 +69,8 @@ models = Table(
     Column("files", JSONB, nullable=False),
     Column("memory_bytes", BigInteger, nullable=False),
     Column("parent_id", BigInteger, ForeignKey("models.id")),
+    Column("recipe", JSONB),  # what made it of its parent
+    Column("rejected", Boolean, nullable=False, server_default=text("false")),  # only `name@version` names it
     _time("created_at", default=True),
     _time("removed_at"),
     UniqueConstraint("name", "version"),
@@ -319,14 +321,22 @@ schedule_runs = Table(
     _time("created_at", default=True),
 )
 
-compression_steps = Table(
-    "compression_steps",
+compressions = Table(
+    "compressions",
     metadata,
     Column("job_id", UUID, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
-    Column("position", SmallInteger, primary_key=True),
-    Column("step", JSONB, nullable=False),
-    Column("artifact", JSONB),
-    _time("finished_at"),
+    Column("name", Text, nullable=False),  # of the model that the result becomes a version of
+    Column("recipe", JSONB, nullable=False),
+    Column("evaluate", JSONB),
+    Column("accept", JSONB, nullable=False),
+    Column("teachers", JSONB, nullable=False),  # by the digest of a distillation's rows: the job that scores them
+    Column("progress", JSONB),  # of the step that runs
+    # What came of it: all of these, or none.
+    Column("verdict", Text),
+    Column("model_id", BigInteger, ForeignKey("models.id")),
+    Column("report", JSONB),
+    Column("html", JSONB),  # the report as a page: a file of the artifact store
+    _time("created_at", default=True),
 )
 
 chores = Table(

@@ -15,8 +15,9 @@ from producer.cli.completion import job_ids, model_references, pools
 from producer.cli.options import Json, parse_moment
 from producer.cli.output import emit, emit_json, emit_pairs, emit_table, err, fail, say
 from producer.cli.session import session_of
-from producer.cli.watch import JobIds, watch
-from producer.summary import COLOURS, job_document, job_summary, local_time
+from producer.cli.watch import JobIds, summary_of, watch
+from producer.pace import standing
+from producer.summary import COLOURS, COMPRESS, job_document, local_time, subject
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,7 +88,8 @@ def list_jobs(
 def show(context: typer.Context, job_id: JobId, json: Json = False) -> None:
     """Everything that is known of a job."""
     with session_of(context).open_client() as client:
-        info = client.job(job_id).info
+        job = client.job(job_id)
+        info, summary = job.info, summary_of(job)
     if json:
         emit_json(job_document(info))
         return
@@ -97,8 +99,8 @@ def show(context: typer.Context, job_id: JobId, json: Json = False) -> None:
         ("paused by" if info.state is JobState.PAUSED else "error", _reason(info)),
         ("retry of", str(info.retry_of or "")),
         ("model", info.model),
-        ("task", str(info.task)),
-        ("params", orjson.dumps(info.params).decode()),
+        ("task", info.operation),
+        ("params", "" if info.operation == COMPRESS else orjson.dumps(info.params).decode()),
         ("priority", str(info.priority)),
         ("pool", info.pool),
         ("idempotency key", info.idempotency_key or ""),
@@ -109,7 +111,7 @@ def show(context: typer.Context, job_id: JobId, json: Json = False) -> None:
         ("expires", local_time(info.expires_at)),
         ("finished", local_time(info.finished_at)),
     ]
-    emit_pairs([*((name, value) for name, value in facts if value), *job_summary(info)])
+    emit_pairs([*((name, value) for name, value in facts if value), *summary])
 
 
 app.command("watch")(watch)
@@ -204,15 +206,14 @@ def _reason(info: "JobInfo") -> str:
 
 def _row(info: "JobInfo") -> tuple[str | Text, ...]:
     counts = info.counts
-    done = (counts.distinct - counts.waiting) / counts.distinct if counts.distinct else 0.0
     return (
         str(info.id),
         Text(info.state, style=COLOURS.get(info.state, "")),
-        info.model,
+        subject(info),
         info.pool,
         str(info.priority),
         f"{counts.items:,}",
-        f"{int(100 * done)} %",
+        standing(info, None).percent,
         f"{counts.failed:,}",
         local_time(info.created_at),
     )

@@ -62,7 +62,7 @@ def list_models(context: typer.Context, json: Json = False) -> None:
         emit_json([_document(spec) for spec in found])
     elif found:
         rows = [
-            (s.reference, str(s.task), str(s.quantization), s.pool, byte_size(s.memory_bytes), str(s.epoch), s.source)
+            (s.reference, str(s.task), str(s.quantization), s.pool, byte_size(s.memory_bytes), str(s.epoch), _source(s))
             for s in found
         ]
         headers = ("MODEL", "TASK", "QUANTIZATION", "POOL", "MEMORY", "EPOCH", "SOURCE")
@@ -77,7 +77,7 @@ def show(context: typer.Context, reference: Reference, json: Json = False) -> No
     with session_of(context).open_client() as client:
         found, measured = client.models.describe(reference)
     versions = [(spec, [one for one in measured if one.model_id == spec.id]) for spec in found]
-    spec = found[-1]
+    spec = next((one for one in reversed(found) if not one.rejected), found[-1])  # what the bare name stands for
     if json:
         described = [{**_document(one), "measured": [_measured(m) for m in several]} for one, several in versions]
         emit_json({**_document(spec), "versions": described})
@@ -85,6 +85,12 @@ def show(context: typer.Context, reference: Reference, json: Json = False) -> No
     facts = [
         ("model", spec.reference),
         ("source", spec.source),
+        ("parent", spec.parent or ""),
+        ("recipe", _recipe(spec)),
+        (
+            "rejected",
+            "it missed what was asked of it: only its name with its version names it" if spec.rejected else "",
+        ),
         ("revision", spec.revision or ""),
         ("task", str(spec.task)),
         ("quantization", str(spec.quantization)),
@@ -142,6 +148,19 @@ def _version_rows(spec: "ModelSpec", measured: "Sequence[Measurement]") -> list[
 
 def _measured(measured: "Measurement") -> dict[str, Any]:
     return {name: value for name, value in vars(measured).items() if name != "model_id"}
+
+
+def _source(spec: "ModelSpec") -> str:
+    return f"{spec.source} (rejected)" if spec.rejected else spec.source
+
+
+def _recipe(spec: "ModelSpec") -> str:
+    """What made a model of its parent, in words."""
+    if spec.recipe is None:
+        return ""
+    from contracts.recipes import titles
+
+    return "; ".join(titles(spec.recipe))
 
 
 def _disk(spec: "ModelSpec") -> int:

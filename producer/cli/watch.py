@@ -9,7 +9,7 @@ from producer.cli.completion import job_ids
 from producer.cli.options import Json
 from producer.cli.output import emit_json, fail, show_pairs
 from producer.cli.session import Session, session_of
-from producer.summary import job_document, job_summary
+from producer.summary import compression_summary, job_document, job_summary
 
 if TYPE_CHECKING:
     from producer.job import Job
@@ -29,12 +29,12 @@ def watch(context: typer.Context, job_ids: JobIds, json: Json = False) -> None:
         jobs = [client.job(job_id) for job_id in dict.fromkeys(job_ids)]
         session.farewell = _farewell(jobs)
         wait_for_all(jobs, choose_progress())
-    if len(jobs) == 1:
-        show_pairs(job_summary(jobs[0].info))
+        if len(jobs) == 1:
+            show_pairs(summary_of(jobs[0]))
+        failures = [failure for job in jobs if (failure := _failure(job))]
     if json:
         documents = [job_document(job.info) for job in jobs]
         emit_json(documents if len(jobs) > 1 else documents[0])
-    failures = [failure for job in jobs if (failure := _failure(job))]
     for failure in failures:
         fail(str(failure))
     if failures:
@@ -49,6 +49,15 @@ def wait_for(job: "Job", session: Session) -> None:
     """
     session.farewell = _farewell([job])
     job.wait(progress=True)
+
+
+def summary_of(job: "Job") -> list[tuple[str, str]]:
+    """What a job came to, as names and values; of a compression also what came of it."""
+    from producer.compression.job import CompressionJob
+
+    if isinstance(job, CompressionJob):
+        return compression_summary(job.info, job.compression)
+    return job_summary(job.info)
 
 
 def _farewell(jobs: "list[Job]") -> str:

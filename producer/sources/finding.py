@@ -5,7 +5,7 @@ from pathlib import Path
 
 from contracts.errors import InvalidRequest, ModelRefused
 from contracts.names import Quantization, Task
-from producer.sources import gguf_file, hub, own_engines, transformers_folder
+from producer.sources import gguf_file, hub, onnx_graph, own_engines, transformers_folder
 from producer.sources.found import FoundModel, existing
 from producer.weights import WEIGHTS, has_safetensors
 
@@ -64,11 +64,13 @@ def _on_the_hub(source: str, task: Task, quantization: Quantization, revision: s
             raise ModelRefused(f"{source}: {named['repository']} has no file {named['file']} at {folder.name}")
         return _gguf(source, folder.name, file, task, quantization)
     folder = hub.download(source, revision, transformers_folder.PATTERNS)
-    if not has_safetensors(folder) and (files := hub.gguf_files(source, folder.name)):
-        raise ModelRefused(
-            f"{source} holds GGUF files and no safetensors: name one of them, as in {source}:{files[0]} "
-            f"(it has {', '.join(files[:5])}{', …' if len(files) > 5 else ''})"
-        )
+    if not has_safetensors(folder):
+        folder = hub.download(source, revision, [*transformers_folder.PATTERNS, *onnx_graph.PATTERNS])
+        if not onnx_graph.graph_files(folder) and (files := hub.gguf_files(source, folder.name)):
+            raise ModelRefused(
+                f"{source} holds GGUF files and no safetensors: name one of them, as in {source}:{files[0]} "
+                f"(it has {', '.join(files[:5])}{', …' if len(files) > 5 else ''})"
+            )
     return _folder(source, folder.name, folder, task, quantization)
 
 
@@ -76,7 +78,7 @@ def _gguf_of(path: Path) -> Path | None:
     """The GGUF file that the path names: itself, or the one in a folder that has no other weights."""
     if path.is_file():
         return path if path.suffix == ".gguf" else None
-    files = [] if has_safetensors(path) else sorted(path.glob("*.gguf"))
+    files = [] if has_safetensors(path) or onnx_graph.graph_files(path) else sorted(path.glob("*.gguf"))
     if len(files) > 1:
         raise ModelRefused(f"{path} holds {len(files)} GGUF files: give one of them, as in {files[0]}")
     return files[0] if files else None

@@ -6,6 +6,7 @@ from pathlib import Path, PurePosixPath
 
 from contracts.errors import ModelRefused
 from contracts.names import Quantization, Task
+from producer.sources import onnx_graph
 from producer.sources.heads import check_head
 from producer.weights import loaded_bytes, read_json, read_object, weight_files
 
@@ -40,14 +41,17 @@ def inspect(folder: Path, task: Task, quantization: Quantization) -> FolderFacts
                 "whose architecture transformers itself knows"
             )
     check_head(folder / "config.json", task)
-    shards = weight_files(folder)
+    graph = onnx_graph.graph_files(folder)
+    weights = graph or weight_files(folder)
     modules = _module_folders(folder) if task is Task.EMBED else []
     files = list(_copied_files(folder, modules))
     if not any(name.startswith(("tokenizer", "vocab")) or name.endswith(".model") for name in files):
         raise ModelRefused(f"{folder} has no tokenizer: save one into it with tokenizer.save_pretrained(…)")
     for module in modules:
         files += [path.relative_to(folder).as_posix() for path in sorted((folder / module).glob("*.safetensors"))]
-    files = sorted({*files, *shards})
+    files = sorted({*files, *weights})
+    if graph:
+        return FolderFacts(files, onnx_graph.inspect(folder, graph, task, quantization))
     memory = sum(loaded_bytes(folder / name, quantization) for name in files if name.endswith(".safetensors"))
     return FolderFacts(files, memory)
 

@@ -63,16 +63,16 @@ jobs_ = st.lists(
     min_size=2,
     max_size=6,
 )
+TOTAL = 60
 capacities = st.fixed_dictionaries(
     {
         "loaded": st.sampled_from([{"small", "large"}, {"small"}, {"large"}, set()]),
-        "free": st.sampled_from([1000, 50, 0]),
-        "vacant": st.sampled_from([1000, 50, 0]),
+        "free": st.sampled_from([TOTAL, 50, 0]),
+        "vacant": st.sampled_from([TOTAL, 50, 0]),
         "idle": st.booleans(),
         "settled": st.booleans(),
     }
 )
-TOTAL = 60
 
 
 def expected(found: list[Job], how: dict[str, Any], lowest: int) -> tuple[Job, int] | None:
@@ -96,8 +96,8 @@ def expected(found: list[Job], how: dict[str, Any], lowest: int) -> tuple[Job, i
         return sorted(places, key=lambda place: (not job.alone[place], place))
 
     def fits(job: Job) -> bool:
-        """Whether its model is in memory, finds room there once unused ones have left, or never will."""
-        return job.target in how["loaded"] or not how["free"] < MEMORY[job.target] <= TOTAL
+        """Whether its model is in memory or finds room once unused ones have left; a larger one needs all of it."""
+        return job.target in how["loaded"] or min(MEMORY[job.target], TOTAL) <= how["free"]
 
     def starves(job: Job) -> bool:
         """Whether it has waited for its model for so long that another has to leave for it, and nobody else has it."""
@@ -109,7 +109,7 @@ def expected(found: list[Job], how: dict[str, Any], lowest: int) -> tuple[Job, i
         return waited > PATIENCE[0].total_seconds() * (0.1 if job.rank == 0 else 1)
 
     def urgency(job: Job) -> tuple[Any, ...]:
-        room = job.target in how["loaded"] or not how["vacant"] < MEMORY[job.target] <= TOTAL
+        room = job.target in how["loaded"] or min(MEMORY[job.target], TOTAL) <= how["vacant"]
         alone = job.alone[places_of(job)[0]]
         return (job.rank, not alone, not starves(job), not room, job.service, -job.age, job.number)
 

@@ -50,7 +50,8 @@ def rows(client: Client, query: str) -> int:
 
 
 def test_what_is_exported() -> None:
-    assert set(producer.__all__) == {"Check", "Client", "ItemError", "Job", "Result", "read", "verify_webhook"}
+    exported = {"Check", "Client", "CompressionJob", "ItemError", "Job", "Result", "read", "verify_webhook"}
+    assert set(producer.__all__) == exported
     assert all(getattr(producer, name) is not None for name in producer.__all__)
 
 

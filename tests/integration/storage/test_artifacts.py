@@ -131,6 +131,40 @@ def test_a_cache_is_used_again_and_mended(store, folder, tmp_path):
     assert FILES["model.safetensors"] in stored(store).values()
 
 
+def flip(path: Path) -> None:
+    """Change one bit in the middle, as a failing disk may; size and time stay."""
+    times = path.stat()
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def test_a_damaged_cache_is_seen_by_its_sums_at_every_fetch(store, folder, tmp_path, caplog):
+    manifest = store.add(folder)
+    fetched = store.fetch(manifest, tmp_path / "cache")
+    for path in ("model.safetensors", "1_Pooling/config.json"):
+        caplog.clear()
+        flip(fetched / path)
+        assert contents(store.fetch(manifest, tmp_path / "cache")) == FILES
+        assert caplog.messages == [f"{fetched}: fetched anew, for it is damaged: {path}"]
+    caplog.clear()
+    assert store.fetch(manifest, tmp_path / "cache") == fetched
+    assert caplog.messages == []
+
+
+def test_damage_in_cache_and_store_is_refused(store, folder, tmp_path):
+    manifest = store.add(folder)
+    weights = next(f for f in manifest if f.path == "model.safetensors")
+    fetched = store.fetch(manifest, tmp_path / "cache")
+    overwrite(store, weights, bytes(weights.size))
+    assert store.fetch(manifest, tmp_path / "cache") == fetched  # what is here is sound
+    flip(fetched / "model.safetensors")
+    for _ in range(2):
+        with pytest.raises(ArtifactError, match=rf"model\.safetensors.*expected SHA-256 {weights.sha256}.*found"):
+            store.fetch(manifest, tmp_path / "cache")
+
+
 @pytest.mark.parametrize("path", ["../x", "/etc/x", "a/../../x", ".", "", "a//b", "./a", "a/", "a\\..\\b", "a\0", ".."])
 def test_paths_that_lead_out_are_refused(store, tmp_path, path):
     with pytest.raises(ArtifactError, match="in a manifest"):

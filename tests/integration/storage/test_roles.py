@@ -9,15 +9,20 @@ from psycopg.errors import InsufficientPrivilege
 from sqlalchemy import text
 from sqlalchemy.exc import ProgrammingError
 
+from contracts.compression import CompressionSpec, StepProgress
 from contracts.errors import ConfigurationError
-from contracts.states import DeliveryState
-from storage import deliveries, endpoints, retention, roles, schema
+from contracts.names import COMPRESSION_POOL
+from contracts.params import COMPRESS
+from contracts.recipes import parse_recipe
+from contracts.states import DeliveryState, Priority
+from storage import compressions, deliveries, endpoints, inputs, jobs, models, retention, roles, schema
 from storage.database import Database
 from storage.deliveries import Outcome
 from storage.retention import Purged, Retention
 from storage.roles import MIGRATOR, PRODUCER, READER, WEBHOOKS, WORKER, as_role
 from storage.tables import metadata
-from tests.jobs import claim, execute, finish, make_target, query, submit
+from tests.compressions import close, report, result
+from tests.jobs import as_lines, claim, execute, finish, make_model, make_target, query, seal, submit
 
 OURS = [role.name for role in roles.ROLES]
 
@@ -58,6 +63,8 @@ FORBIDDEN = {
         "DELETE FROM models",
         "DELETE FROM webhook_endpoints",
         "UPDATE batch_budgets SET budget_tokens = 1",
+        "UPDATE compressions SET verdict = 'accepted'",
+        "DELETE FROM compressions",
         "SELECT * FROM chores",
     ],
     WORKER: [
@@ -66,6 +73,9 @@ FORBIDDEN = {
         "INSERT INTO inputs (digest, payload, size) VALUES ('', '1', 1)",
         "UPDATE results SET truncated = true",
         "UPDATE models SET source = 'elsewhere'",
+        "DELETE FROM models",
+        "INSERT INTO compressions (job_id, name, recipe, accept, teachers) VALUES (uuidv7(), '', '[]', '{}', '{}')",
+        "UPDATE compressions SET recipe = '[]'",
         "UPDATE targets SET epoch = 0",
         "DELETE FROM deliveries",
         "UPDATE deliveries SET state = 'delivered'",
@@ -137,6 +147,29 @@ def test_a_job_passes_from_role_to_role(open_as: Callable[[str], Database]) -> N
     assert query(reader, "SELECT url, disabled_reason FROM webhook_endpoints") == [("https://example.org/hook", "gone")]
     now = Retention(timedelta(microseconds=1), timedelta(microseconds=1))
     assert retention.purge(worker, now) == Purged(jobs=1, items=3, results=2, inputs=2)
+
+
+def test_so_does_a_compression(open_as: Callable[[str], Database]) -> None:
+    with open_as(PRODUCER).transaction() as connection:
+        target_id = models.make_target(connection, make_model(connection, "parent"), COMPRESS)
+        job_id = jobs.open_job(
+            connection, target_id=target_id, pool=COMPRESSION_POOL, priority=Priority.NORMAL, metadata={}
+        )
+        recipe = parse_recipe([{"step": "quantize", "method": "nf4"}])
+        compressions.create(connection, job_id, CompressionSpec(name="child", recipe=recipe))
+        jobs.count_received(connection, job_id, 1)
+        inputs.append(connection, job_id, as_lines([{"finish": str(job_id)}]))
+    seal(open_as(PRODUCER), job_id, target_id)
+    worker = open_as(WORKER)
+    lease = claim(worker, pool=COMPRESSION_POOL)
+    assert lease is not None
+    with worker.transaction() as connection:
+        at_work = StepProgress(position=1, title="quantize nf4", fraction=0.5)
+        assert compressions.note_progress(connection, lease, at_work)
+        made = compressions.finish(connection, lease, report=report(job_id), **result())
+    close(worker, lease)
+    with open_as(READER).transaction() as connection:
+        assert compressions.info(connection, job_id).model == made.reference == "child@1"
 
 
 def test_the_migrator_brings_an_empty_database_up_to_date_and_back(make_database: Callable[..., str]) -> None:

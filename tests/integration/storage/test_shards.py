@@ -129,8 +129,10 @@ class TestClaim:
         assert claimed(database, capacity=loaded).job_id == large_job
         fits = claimed(database, capacity=Capacity(free_bytes=10, total_bytes=2**40))
         assert fits.target_id == small
-        # What never fits is claimed all the same, so that its job can say so.
-        assert claimed(database, capacity=Capacity(free_bytes=0, total_bytes=2**40 - 1)).job_id == large_job
+        # What is larger than all of it has all of it: it stands partly elsewhere, or its job says that it cannot.
+        total = 2**40 - 1
+        assert claim(database, capacity=Capacity(free_bytes=total - 1, total_bytes=total)) is None
+        assert claimed(database, capacity=Capacity(free_bytes=total, total_bytes=total)).job_id == large_job
 
     def test_models_take_turns_once_the_other_job_has_waited_for_what_loading_is_worth(
         self, database: Database, target_id: int

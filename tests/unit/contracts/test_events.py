@@ -4,7 +4,7 @@ from uuid import uuid4
 
 import pytest
 
-from contracts.events import MAX_BODY_BYTES, Event, EventBody, encode
+from contracts.events import MAX_BODY_BYTES, CreatedModel, Event, EventBody, encode
 from contracts.jobs import JobCounts, JobInfo, JobStats
 
 NOW = datetime(2026, 1, 1, 0, 0, 0, 123456, UTC)
@@ -63,3 +63,16 @@ def test_metadata_is_whole_or_left_out_and_a_message_keeps_its_beginning() -> No
 
 def test_numbers_that_postgres_made_of_floats_are_encoded() -> None:
     assert encode({"n": 10**300}) == b'{"n":1' + b"0" * 300 + b"}"
+
+
+def test_a_body_of_before_there_were_compressions_is_still_one() -> None:
+    body = EventBody.of(Event.COMPLETED, info(), NOW).model_dump(mode="json")
+    del body["data"]["created"]
+    assert EventBody.model_validate(body).data.created is None
+
+
+def test_a_model_that_was_created_is_named() -> None:
+    made = CreatedModel(model="small@1", digest="ab", verdict="rejected")
+    body = EventBody.of(Event.MODEL_CREATED, info(), NOW, created=made)
+    assert body.type == "model.created"
+    assert EventBody.model_validate_json(encode(body.model_dump(mode="json"))).data.created == made

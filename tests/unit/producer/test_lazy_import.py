@@ -10,7 +10,16 @@ def test_every_exported_name_is_there() -> None:
     for name in producer.__all__:
         assert getattr(producer, name).__name__ == name
 
-    assert sorted(producer.__all__) == ["Check", "Client", "ItemError", "Job", "Result", "read", "verify_webhook"]
+    assert sorted(producer.__all__) == [
+        "Check",
+        "Client",
+        "CompressionJob",
+        "ItemError",
+        "Job",
+        "Result",
+        "read",
+        "verify_webhook",
+    ]
 
 
 def test_another_name_is_an_error() -> None:

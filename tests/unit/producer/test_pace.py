@@ -1,6 +1,7 @@
 import pytest
 
-from contracts.jobs import JobCounts
+from contracts.compression import StepProgress
+from contracts.jobs import JobCounts, JobInfo
 from contracts.states import JobState
 from producer.pace import WINDOW_SECONDS, Pace, standing, trouble
 from tests.infos import info
@@ -64,3 +65,33 @@ def test_a_paused_job_says_why_or_how_it_goes_on() -> None:
     assert trouble(info()) == ""
     assert "batchmill jobs resume" in trouble(info(state="paused", finished_at=None))
     assert trouble(info(state="paused", error_code="engine_error", error_message="no CUDA")).endswith("paused: no CUDA")
+
+
+AT_WORK = StepProgress(position=2, title="distill", fraction=0.5, seconds_left=95.4, message="epoch 2/3")
+
+
+def recipe(**changes: object) -> JobInfo:
+    """A compression of three steps and the end."""
+    counts = JobCounts(items=4, distinct=4)
+    values = {"params": {"operation": "compress"}, "state": "running", "finished_at": None, "counts": counts}
+    return info(**(values | changes))
+
+
+def test_a_compression_stands_where_its_step_does() -> None:
+    found = standing(recipe(progress=AT_WORK), None)
+    assert (found.percent, found.done, found.parts) == ("37 %", "step 2/3", "distill 50% epoch 2/3")
+    assert (found.rate, found.clock) == ("", "0:01:35 left of it")
+    unknown = AT_WORK.model_copy(update={"seconds_left": None, "message": ""})
+    found = standing(recipe(progress=unknown), None)
+    assert (found.parts, found.clock) == ("distill 50%", "")
+    last = StepProgress(position=4, title="evaluation", fraction=0.2)
+    found = standing(recipe(progress=last), None)
+    assert (found.percent, found.done, found.parts) == ("80 %", "after the last step", "evaluation 20%")
+
+
+def test_a_compression_that_waits_or_ended() -> None:
+    waits = standing(recipe(state="queued", counts=JobCounts(items=4, distinct=4, cached=1)), None)
+    assert (waits.percent, waits.done, waits.parts, waits.clock) == ("25 %", "1/3 steps", "", "")
+    ended = recipe(state="succeeded", counts=JobCounts(items=4, distinct=4, computed=4), finished_at=info().finished_at)
+    found = standing(ended, None)
+    assert (found.percent, found.done, found.clock) == ("100 %", "3/3 steps", "took 4.00 s")

@@ -156,3 +156,16 @@ def test_nothing_heavy_is_imported():
         "assert not {'torch', 'transformers', 'safetensors', 'huggingface_hub', 'gguf'} & {*sys.modules}"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_graph_is_fetched_where_there_are_no_safetensors(hub):
+    for name in ("model.onnx", "model.onnx.data", "onnx/model.onnx"):
+        put(hub.folder, name, "graph")
+    [dense] = ask(hub, ("org/model", None, "embed"))
+    assert "model.safetensors" in dense
+    assert not {name for name in hub.served if "onnx" in name}
+    (hub.folder / "model.safetensors").unlink()
+    shutil.rmtree(hub.cache)
+    [found] = ask(hub, ("org/model", None, "embed"))
+    assert {name for name in found[3:] if "onnx" in name} == {"model.onnx", "model.onnx.data"}
+    assert {name for name in hub.served if "onnx" in name} == {"model.onnx", "model.onnx.data"}

@@ -1,0 +1,131 @@
+"""What the steps of a recipe need of memory and disk: reckoned beforehand, on the safe side."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from contracts.names import Task
+from contracts.recipes import Distill, Export, PruneMagnitude, PruneStructured, Quantize, Step, title
+
+PROCESS_BYTES = 500_000_000
+"""What a process holds once torch and transformers are imported."""
+EVALUATION = "evaluation"
+_FLOAT = 4
+_ACTIVATIONS = 20
+"""Floats that a layer keeps of a token until the gradient comes back, in widths of the model (the feed-forward part
+has four of them); attention's own are few at the lengths that are trained on."""
+_PASS_TOKENS, _PASS_LOGITS = 2_048, 2**25
+"""What goes through a student at once on a processor, unless one row has more."""
+_LOGITS = 5
+"""Copies of a token's logits while two distributions are compared: of teacher and student, softened, the gradient."""
+
+_WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")
+_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """What is known of a model before it is loaded."""
+
+    memory_bytes: int
+    """What its weights take when they are loaded."""
+    disk_bytes: int
+    width: int
+    """Of a token between layers, in numbers."""
+    layers: int
+    vocabulary: int
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], *, memory_bytes: int, disk_bytes: int) -> "ModelSize":
+        """From a model's `config.json`; what it does not say is taken for that of a large encoder."""
+        return cls(
+            memory_bytes=memory_bytes,
+            disk_bytes=disk_bytes,
+            width=_number(config, _WIDTHS, 1024),
+            layers=_number(config, _LAYERS, 24),
+            vocabulary=_number(config, ("vocab_size",), 50_000),
+        )
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one step takes at most."""
+
+    title: str
+    memory_bytes: int
+    """Of all its processes together."""
+    disk_bytes: int
+    """Of what it writes: its artifact in a folder and in the store, and checkpoints."""
+
+
+Needs: TypeAlias = Sequence[Need]
+
+
+def needs(steps: Iterable[Step], size: ModelSize, task: Task, *, evaluated: bool = False) -> Needs:
+    """What each step of a recipe needs, and the evaluation after the last.
+
+    Args:
+        steps: In their order.
+        size: Of the model that the recipe begins with.
+        task: What the model computes.
+        evaluated: Whether the result is measured beside its parent.
+    """
+    found, memory, disk = [], size.memory_bytes, size.disk_bytes
+    for step in steps:
+        found.append(Need(title(step), _memory(step, memory, size, task), _disk(step, memory, disk)))
+        memory, disk = _after(step, memory, disk)
+    if evaluated:
+        found.append(Need(EVALUATION, PROCESS_BYTES + 2 * size.memory_bytes, 0))
+    return found
+
+
+def most_memory(found: Needs) -> Need:
+    """The step that needs the most memory: steps run one after the other."""
+    return max(found, key=lambda need: need.memory_bytes)
+
+
+def all_disk(found: Needs) -> int:
+    """Bytes that the whole recipe writes: what steps leave is kept."""
+    return sum(need.disk_bytes for need in found)
+
+
+def _memory(step: Step, weights: int, size: ModelSize, task: Task) -> int:
+    match step:
+        case Distill():
+            # Weights, their gradients and two moments each; teacher and student of a language model side by side.
+            generates = task in (Task.GENERATE, Task.SCORE)
+            state = 4 * weights + (size.memory_bytes if generates else 0)
+            tokens = min(-(-step.batch_size // step.processes) * step.max_tokens, _PASS_TOKENS)
+            if generates:
+                tokens = min(tokens, _PASS_LOGITS // size.vocabulary)
+            tokens = max(tokens, step.max_tokens)
+            kept = size.layers * size.width * _ACTIVATIONS + (size.vocabulary * _LOGITS if generates else 0)
+            return step.processes * (PROCESS_BYTES + state + tokens * kept * _FLOAT)
+        case PruneMagnitude() | Export():
+            return PROCESS_BYTES + 3 * weights  # all magnitudes at once, and their order; the graph beside the module
+        case _:
+            return PROCESS_BYTES + 2 * weights
+
+
+def _disk(step: Step, weights: int, disk: int) -> int:
+    _, written = _after(step, weights, disk)
+    checkpoint = 8 * weights if isinstance(step, Distill) else 0  # both moments, the best; the old while new is written
+    return 2 * written + checkpoint
+
+
+def _after(step: Step, memory: int, disk: int) -> tuple[int, int]:
+    """Bytes in memory and on disk of what a step leaves, at most."""
+    match step:
+        case Quantize(method="bf16" | "fp16"):
+            return memory // 2, disk // 2
+        case Quantize():  # words' vectors stay as they are, and may be half of a small model
+            return memory, disk
+        case PruneStructured() | PruneMagnitude() | Distill() | Export():
+            return memory, max(disk, memory)
+
+
+def _number(config: Mapping[str, Any], names: Iterable[str], default: int) -> int:
+    for name in names:
+        if type(value := config.get(name)) is int and value > 0:
+            return value
+    return default

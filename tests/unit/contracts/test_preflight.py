@@ -1,0 +1,72 @@
+"""What steps need, beforehand."""
+
+from typing import Any
+
+import pytest
+
+from contracts.models import ArtifactFile
+from contracts.names import Task
+from contracts.preflight import PROCESS_BYTES, ModelSize, all_disk, most_memory, needs
+from contracts.recipes import Dataset, parse_recipe
+
+MINILM = {"hidden_size": 384, "num_hidden_layers": 6, "vocab_size": 30_522}
+SIZE = ModelSize.of(MINILM, memory_bytes=90_000_000, disk_bytes=91_000_000)
+ROWS = Dataset(file=ArtifactFile(path="rows.jsonl", sha256="0" * 64, size=1), rows=10)
+
+
+def memory(step: dict[str, Any], size: ModelSize = SIZE, task: Task = Task.EMBED) -> int:
+    return needs(parse_recipe([step]), size, task)[0].memory_bytes
+
+
+def distill(**options: Any) -> dict[str, Any]:
+    return {"step": "distill", "data": ROWS, **options}
+
+
+def test_a_config_says_how_large_a_model_is() -> None:
+    assert (SIZE.width, SIZE.layers, SIZE.vocabulary) == (384, 6, 30_522)
+    distilbert = ModelSize.of({"dim": 768, "n_layers": 6, "vocab_size": 1}, memory_bytes=1, disk_bytes=1)
+    assert (distilbert.width, distilbert.layers) == (768, 6)
+    unknown = ModelSize.of({"hidden_size": "wide"}, memory_bytes=1, disk_bytes=1)
+    assert unknown.width >= 768
+    assert unknown.layers >= 12
+
+
+def test_training_takes_the_most() -> None:
+    plain = memory({"step": "quantize", "method": "nf4"})
+    assert plain == PROCESS_BYTES + 2 * SIZE.memory_bytes
+    assert plain < memory({"step": "prune", "method": "magnitude", "keep_ratio": 0.5}) < memory(distill())
+
+
+def test_training_grows_with_the_batch_up_to_a_pass_and_with_processes() -> None:
+    assert memory(distill(batch_size=2)) < memory(distill(batch_size=8)) <= memory(distill(batch_size=32))
+    assert memory(distill(batch_size=512)) == memory(distill(batch_size=4096))
+    assert memory(distill(processes=2)) > 1.5 * memory(distill())
+
+
+def test_a_language_model_is_taught_with_its_teacher_beside_it() -> None:
+    alone, beside = memory(distill()), memory(distill(), task=Task.GENERATE)
+    assert beside - alone >= SIZE.memory_bytes
+
+
+def test_steps_and_the_evaluation_each_say_what_they_need() -> None:
+    recipe = parse_recipe(
+        [
+            {"step": "prune", "method": "structured", "keep_ratio": 0.5},
+            distill(),
+            {"step": "quantize", "method": "bf16"},
+        ]
+    )
+    found = needs(recipe, SIZE, Task.EMBED, evaluated=True)
+    assert [need.title for need in found] == ["prune structured, keep 50%", "distill", "quantize bf16", "evaluation"]
+    assert most_memory(found).title == "distill"
+    assert all_disk(found) == sum(need.disk_bytes for need in found)
+    assert found[1].disk_bytes > found[0].disk_bytes > found[2].disk_bytes > found[3].disk_bytes == 0
+    assert len(needs(recipe, SIZE, Task.EMBED)) == 3
+
+
+@pytest.mark.parametrize("task", list(Task))
+def test_nothing_is_free(task: Task) -> None:
+    for step in ({"step": "export"}, {"step": "quantize", "method": "int8"}):
+        (need,) = needs(parse_recipe([step]), SIZE, task)
+        assert need.memory_bytes > PROCESS_BYTES
+        assert need.disk_bytes >= SIZE.disk_bytes
