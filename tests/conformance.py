@@ -3,15 +3,20 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
+from onnx.numpy_helper import from_array, to_array
+from transformers import AutoModel, AutoModelForSequenceClassification
 
 from contracts.fake import parse_fake
-from contracts.names import Task
+from contracts.names import Quantization, Task
 from contracts.params import parse_params
 from worker.engines.base import Engine
 from worker.engines.classify import ClassifyEngine
@@ -20,6 +25,7 @@ from worker.engines.fake import FakeEngine
 from worker.engines.generate import GenerateEngine
 from worker.engines.rerank import RerankEngine
 from worker.engines.score import ScoreEngine
+from worker.onnx import load_graph
 
 ODD = "zebra"
 """A word that stands in no other text of the suite."""
@@ -44,6 +50,27 @@ def embedding_of_odd(
 
 
 @contextmanager
+def graph_of_odd(engine: Engine) -> Iterator[None]:
+    """The vector of the odd word is NaN in the graph."""
+    odd, even = (set(engine.prepare([text], {}).rows[0]) for text in (ODD, "horse"))
+    [token] = odd - even
+    kept = engine._module
+    file = Path(kept._session._model_path)
+    model = onnx.load(str(file))
+    [table] = [tensor for tensor in model.graph.initializer if tensor.dims[:1] == [kept.config.vocab_size]]
+    values = to_array(table).copy()
+    values[token] = np.nan
+    table.CopyFrom(from_array(values, table.name))
+    with TemporaryDirectory() as folder:
+        spoilt = Path(folder, file.name)
+        onnx.save(model, str(spoilt))
+        kind = AutoModel if engine._module._output == "last_hidden_state" else AutoModelForSequenceClassification
+        engine._module = load_graph(spoilt, kept.config, Quantization.NONE, str(kept.device), kind)
+        yield
+    engine._module = kept
+
+
+@contextmanager
 def fake_of_odd(engine: Engine) -> Iterator[None]:
     kept, engine._source = engine._source, parse_fake(f"fake:?nan={ODD}")
     yield
@@ -64,6 +91,8 @@ class Kind:
     """An input made of a text."""
     folder: str | None = None
     """The fixture that gives the model's folder; MiniLM's own where there is none."""
+    weights: str = "model.safetensors"
+    """The file that holds them."""
     limit: int = 256
     """Tokens that are left of an input that is much too long."""
     wrong: Sequence[Any] = (1, None, True, ["text"], {"text": "text"})
@@ -137,6 +166,37 @@ KINDS: dict[str, Kind] = {
         folder="classifier",
         limit=512,
         tolerances={"none": 1e-5, "bf16": 0.02, "nf4": 0.02, "int8": 0.1},
+        apart={"int8": 0.85},
+    ),
+    "onnx-embed": Kind(EmbedEngine, "embed", np.asarray, graph_of_odd, folder="onnx_embedder", weights="model.onnx"),
+    "onnx-int8-embed": Kind(
+        EmbedEngine,
+        "embed",
+        np.asarray,
+        graph_of_odd,
+        folder="onnx_int8_embedder",
+        weights="model.onnx",
+        # Activations share a scale over the whole micro-batch.
+        tolerances={"int8": 0.06},
+    ),
+    "onnx-classify": Kind(
+        ClassifyEngine,
+        "classify",
+        scores_by("label"),
+        graph_of_odd,
+        folder="onnx_classifier",
+        weights="model.onnx",
+        limit=512,
+    ),
+    "onnx-int8-classify": Kind(
+        ClassifyEngine,
+        "classify",
+        scores_by("label"),
+        graph_of_odd,
+        folder="onnx_int8_classifier",
+        weights="model.onnx",
+        limit=512,
+        tolerances={"int8": 0.1},
         apart={"int8": 0.85},
     ),
     "rerank": Kind(

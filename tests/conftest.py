@@ -9,19 +9,22 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from importlib import import_module
 from itertools import count
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from sqlalchemy import text
 
 from benchmarks import heads
+from contracts.names import Task
 from producer import Client
 from stack.servers import servers
 from stack.state import StackAddresses
 from storage import schema
 from storage.database import Database
-from tests.models import save_language_model
+from tests.models import MINILM, save_language_model
 from tests.rabbitmq_node import missing, rabbitmq
 
 _names = count()
@@ -78,6 +81,35 @@ def reranker(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a small model that speaks in tongues: the first layers of SmolLM2, with 256 positions."""
     return save_language_model(tmp_path_factory.mktemp("language_model"), layers=2, positions=256)
+
+
+@pytest.fixture(scope="session")
+def onnx_embedder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MiniLM as an ONNX graph."""
+    return _graphs().exported(MINILM, tmp_path_factory.mktemp("onnx_embedder"))
+
+
+@pytest.fixture(scope="session")
+def onnx_int8_embedder(onnx_embedder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same in int8."""
+    return _graphs().quantized(onnx_embedder, tmp_path_factory.mktemp("onnx_int8_embedder"))
+
+
+@pytest.fixture(scope="session")
+def onnx_classifier(classifier: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The classifier as an ONNX graph."""
+    return _graphs().exported(classifier, tmp_path_factory.mktemp("onnx_classifier"), Task.CLASSIFY)
+
+
+@pytest.fixture(scope="session")
+def onnx_int8_classifier(onnx_classifier: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same in int8."""
+    return _graphs().quantized(onnx_classifier, tmp_path_factory.mktemp("onnx_int8_classifier"), Task.CLASSIFY)
+
+
+def _graphs() -> ModuleType:
+    """Imported where it is used: most tests need no ONNX."""
+    return import_module("tests.graphs")
 
 
 @pytest.fixture

@@ -68,7 +68,7 @@ def seal(
     job_id: UUID,
     target_id: int,
     *,
-    tokens: int = 10**6,
+    tokens: int | None = 10**6,
     per_shard: int = 1000,
     expires_in: timedelta | None = None,
 ) -> int:

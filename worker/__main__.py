@@ -9,21 +9,23 @@ from tenacity import Retrying, before_sleep_log, retry_if_exception_type, stop_a
 from contracts import logs
 from contracts.entrypoint import enter
 from contracts.errors import DatabaseUnavailable
+from contracts.names import COMPRESSION_POOL
 from contracts.settings import Settings
 from contracts.tracing import Tracing
 from storage.database import Database
-from worker import hardware
 from worker.app import build
-from worker.health import VITAL, Health
+from worker.health import COMPRESSING, VITAL, Health
 from worker.leaving import Departure
 from worker.observing import WorkerMetrics
 from worker.probes import serving
-from worker.process import worker_name
+from worker.serving import worker_name
 
 log = logging.getLogger("worker")
 
 SHORTEST = 3.0
 """Seconds that a transaction may take however short leases are."""
+COMPRESSION_SLOTS = 2
+"""Of a worker that compresses: a thread for the one job that it works on, and one for ticks meanwhile."""
 
 
 def run(settings: Settings) -> int:
@@ -31,6 +33,9 @@ def run(settings: Settings) -> int:
     # The thread that drives the model gives way to Python in others; a long turn of theirs would leave it waiting.
     sys.setswitchinterval(0.0005)
     logs.configure(settings, worker=worker_name())
+    compresses = settings.pool == COMPRESSION_POOL
+    if compresses:
+        settings = settings.model_copy(update={"slots": COMPRESSION_SLOTS})
     departure = Departure()
     metrics = WorkerMetrics()
     database = Database(
@@ -38,7 +43,7 @@ def run(settings: Settings) -> int:
         pool_size=settings.slots + 4,
         transaction_seconds=max(settings.lease_seconds, SHORTEST),
     )
-    health = Health(database, VITAL)
+    health = Health(database, COMPRESSING if compresses else VITAL)
     tracing = Tracing("batchmill-worker")
     with database, closing(tracing), serving(settings, metrics.registry, health):
         for attempt in Retrying(
@@ -49,7 +54,7 @@ def run(settings: Settings) -> int:
             reraise=True,
         ):
             with attempt:
-                app = build(settings, database, hardware.detect(settings), departure, metrics, health, tracing)
+                app = build(settings, database, departure, metrics, health, tracing)
         app.worker_main(
             [
                 "--quiet",

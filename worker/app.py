@@ -2,21 +2,22 @@
 
 import logging
 import threading
+from importlib.util import find_spec
 
 from celery import Celery
 from celery.signals import setup_logging, worker_ready, worker_shutdown, worker_shutting_down
 
 from contracts.errors import UnavailableError
+from contracts.names import COMPRESSION_POOL
 from contracts.settings import Settings
 from contracts.tracing import Tracing
 from storage.broker import TICK, TICK_QUEUE, TICKET, Tickets, celery_app, queue
 from storage.database import Database
 from worker import maintenance
-from worker.hardware import Hardware
 from worker.health import Health, Stage
 from worker.leaving import Departure
 from worker.observing import WorkerMetrics
-from worker.process import WorkerProcess
+from worker.serving import Process
 from worker.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -25,7 +26,6 @@ log = logging.getLogger(__name__)
 def build(
     settings: Settings,
     database: Database,
-    hardware: Hardware,
     departure: Departure,
     metrics: WorkerMetrics,
     health: Health,
@@ -36,7 +36,6 @@ def build(
     Args:
         settings: Of the process.
         database: Where its work is.
-        hardware: What it computes on.
         departure: How the process ends.
         metrics: Counts what it does.
         health: Is told how far it has come.
@@ -51,7 +50,7 @@ def build(
     app.conf.task_queues = [queue(settings.pool), TICK_QUEUE]
     app.conf.worker_consumer = "worker.consumer:TicketConsumer"
     tickets = Tickets(str(settings.broker_url), app)
-    process = WorkerProcess(settings, database, tickets, hardware, metrics, tracing)
+    process = _process(settings, database, tickets, metrics, tracing)
     process.start()
     health.watch(process.stalled_for, settings.stall_seconds)
     ticking = threading.Lock()
@@ -110,3 +109,19 @@ def build(
         process.stop()
 
     return app
+
+
+def _process(
+    settings: Settings, database: Database, tickets: Tickets, metrics: WorkerMetrics, tracing: Tracing
+) -> Process:
+    """What serves the pool; a process that compresses imports nothing that runs models."""
+    if settings.pool == COMPRESSION_POOL:
+        if find_spec("torch") is None:  # its subprocesses need it
+            raise ModuleNotFoundError("torch is not installed", name="torch")
+        from worker.compression.process import CompressionProcess
+
+        return CompressionProcess(settings, database, tickets, metrics, tracing)
+    from worker import hardware
+    from worker.process import WorkerProcess
+
+    return WorkerProcess(settings, database, tickets, hardware.detect(settings), metrics, tracing)

@@ -190,9 +190,7 @@ class Device:
         return 0.0 if began is None else time.monotonic() - began
 
     def _loop(self) -> None:
-        # The threads that feed the device, and Postgres and clients on the same machine, need little and at once: they
-        # go before arithmetic. On Linux this holds for this thread, and the threads of the library that it starts.
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        yield_to_others()
         while True:
             with self._changed:
                 while not (self._stopping or self._calls) and (batch := self._next()) is None:
@@ -309,3 +307,12 @@ class Device:
                 self._batcher.lower_budget(held.target.id, tokens)
         for shard in shards:
             shard.ceiling_tokens = tokens
+
+
+def yield_to_others() -> None:
+    """Let others go before this thread, and the threads that it starts from now on, where the system is Linux.
+
+    The threads that feed the device, and Postgres and clients on the same machine, need little and at once: they go
+    before arithmetic.
+    """
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)

@@ -12,6 +12,8 @@ from worker.probes import Verdict
 
 VITAL = ("device", "persister", "heartbeat")
 """The threads without which a worker does nothing; should one die of an error, the process ends by itself."""
+COMPRESSING = ("heartbeat",)
+"""The same, of a worker that compresses: subprocesses do its work."""
 
 
 class Stage(StrEnum):

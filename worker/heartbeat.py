@@ -1,9 +1,10 @@
 """The thread that renews leases, notices those that were lost, and a device that is stuck."""
 
 import logging
+import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from uuid import UUID
@@ -12,7 +13,6 @@ from contracts.errors import DatabaseUnavailable
 from storage import shards
 from storage.database import Database
 from storage.shards import Lease
-from worker.device import Device
 from worker.vital import end_process, vital_thread
 
 log = logging.getLogger(__name__)
@@ -26,15 +26,24 @@ class Heartbeat:
 
     Args:
         database: Where the leases are.
-        device: Told of leases that were lost; watched for a pass that does not end.
         lease: How long a lease lasts.
+        lost: Told the tokens of leases that were lost, each time that it looks.
+        stalled_for: Says for how many seconds the device is busy with one pass.
         stall_seconds: A pass that takes longer ends the process.
     """
 
-    def __init__(self, database: Database, device: Device, lease: timedelta, stall_seconds: float) -> None:
+    def __init__(
+        self,
+        database: Database,
+        lease: timedelta,
+        lost: Callable[[set[UUID]], None],
+        stalled_for: Callable[[], float] = lambda: 0.0,
+        stall_seconds: float = math.inf,
+    ) -> None:
         self._database = database
-        self._device = device
         self._lease = lease
+        self._lost = lost
+        self._stalled_for = stalled_for
         self._stall_seconds = stall_seconds
         self._tokens: set[UUID] = set()
         self._lock = threading.Lock()
@@ -65,7 +74,7 @@ class Heartbeat:
         period = self._lease.total_seconds() / 3
         renewed = time.monotonic()
         while not self._stopping.wait(min(LOOK_SECONDS, period)):
-            if self._device.stalled_for() > self._stall_seconds:
+            if self._stalled_for() > self._stall_seconds:
                 end_process(f"a micro-batch has not ended for {self._stall_seconds:g} s")
             due = time.monotonic() - renewed >= 0.9 * period
             try:
@@ -82,7 +91,5 @@ class Heartbeat:
             return
         with self._database.transaction() as connection:
             valid = shards.renew(connection, tokens, self._lease) if renew else shards.valid(connection, tokens)
-        lost = set(tokens) - valid
-        if lost:
-            # Some were closed meanwhile; the device knows only those that are still being worked on.
-            self._device.abandon(lambda shard: shard.lease.token in lost)
+        if lost := set(tokens) - valid:
+            self._lost(lost)

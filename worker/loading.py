@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
@@ -29,9 +29,12 @@ from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
 from contracts.errors import ModelLoadFailed
 from contracts.names import Quantization
+from worker.layout import Layout, OffloadFolder, tell
+from worker.onnx import GRAPH, OnnxModule, graph_file, load_graph
+from worker.shapes import shaped
 
-HARMLESS = ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions")
-"""Loggers that say that a fused kernel was not fetched from a hub, and, at every layer, of a cast."""
+HARMLESS = ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions", "accelerate.big_modeling")
+"""Loggers that say that a fused kernel was not fetched from a hub, at every layer of a cast, and where weights are."""
 HEADS = ("pooler.",)
 """Weights that a model may lack: the part that they belong to has no bearing on hidden states."""
 
@@ -45,10 +48,30 @@ tensors that name no dtype. That is not the whole load: weights are read and qua
 """
 
 
+def load_model(
+    folder: Path, quantization: Quantization, device: str | Layout, kind: type[_BaseAutoModelClass] = AutoModel
+) -> PreTrainedModel | OnnxModule:
+    """What computes the model in the folder: its module, or the ONNX graph that it is where it has no safetensors.
+
+    Both are called alike for what their kind gives, and have a `config` and a `device`; weights has only the module.
+
+    Raises:
+        ModelLoadFailed: As `load_module` and `load_graph`; or a graph is to be laid over several devices.
+    """
+    graph = graph_file(folder)
+    if graph is None:
+        return load_module(folder, quantization, device, kind)
+    if not isinstance(device, str):
+        raise ModelLoadFailed(f"{graph}: an ONNX graph is computed on one device")
+    with quiet(), _failing(graph):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return load_graph(graph, config, quantization, device, kind)
+
+
 def load_module(
-    folder: Path, quantization: Quantization, device: str, kind: type[_BaseAutoModelClass] = AutoModel
+    folder: Path, quantization: Quantization, device: str | Layout, kind: type[_BaseAutoModelClass] = AutoModel
 ) -> PreTrainedModel:
-    """The model in the folder, on the device, ready to compute what its kind does: hidden states by default.
+    """The model in the folder, where it is to be, ready to compute what its kind does: hidden states by default.
 
     Weights come from safetensors, or from the one GGUF file of the folder, and no code from it. bitsandbytes' 4-bit
     layers are repacked in place by their first forward pass on a CPU: what is to be saved must be saved before.
@@ -57,19 +80,22 @@ def load_module(
         ModelLoadFailed: A library could not load it, weights are missing, or they are stored in another
             quantization than the one asked for.
     """
+    if graph_file(folder):
+        raise ModelLoadFailed(f"{folder / GRAPH}: an ONNX graph has no torch module: it only computes")
     packed = gguf_file(folder)
-    with _quiet(), _failing(packed or folder):
+    with quiet(), _failing(packed or folder):
+        offloaded = OffloadFolder(device.folder) if isinstance(device, Layout) else None
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **_named(packed))
         stored = _stored_quantization(folder, config)
         if stored not in (None, quantization):
             raise ModelLoadFailed(f"{folder}: the weights are stored as {stored}; register the model as that")
         recipe = _recipe(quantization, _heads(config, kind)) if stored is None else None
-        module, report = kind.from_pretrained(
+        where = _placed(device, offloaded, quantized=bool(recipe or stored))
+        module, report = shaped(kind, config).from_pretrained(
             folder,
             config=config,
             dtype=getattr(torch, quantization.compute_dtype),
             quantization_config=recipe if packed is None else GgufConfig(dequantize=True),
-            device_map={"": device if packed is None or recipe is None else "cpu"},
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
@@ -77,12 +103,19 @@ def load_module(
             # Or it prints a table and raises without a reason; what does not fit is refused below.
             ignore_mismatched_sizes=True,
             **_named(packed),
+            **({"device_map": {"": "cpu"}} if packed is not None and recipe is not None else where),
         )
         if packed is not None and recipe is not None:
-            module = _quantized(module, recipe, device)
+            module = _quantized(module, recipe, where)
+    if offloaded is not None:
+        module.offloaded = offloaded  # what it reads from there goes when it goes
+    tell(folder, module)
     module.register_forward_pre_hook(_begin_pass)
     module.register_forward_hook(_end_pass, always_call=True)
     optional = HEADS if kind is AutoModel else ()
+    # Or it would have weights that are made up, each time others.
+    for part in {key.partition(".")[0] for key in report["missing_keys"] if key.startswith(optional)}:
+        setattr(module, part, torch.nn.Identity())
     missing = sorted(key for key in report["missing_keys"] if not key.startswith(optional))
     if missing:
         raise ModelLoadFailed(f"{folder}: {len(missing)} weights are missing, the first of them {missing[0]}")
@@ -102,7 +135,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         ModelLoadFailed: There is none, or the library could not load it.
     """
     packed = gguf_file(folder)
-    with _quiet(), _failing(packed or folder):
+    with quiet(), _failing(packed or folder):
         tokenizer = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, **_named(packed)
         )
@@ -131,7 +164,14 @@ def _named(packed: Path | None) -> dict[str, Any]:
     return {} if packed is None else {"gguf_file": packed.name}
 
 
-def _quantized(dense: PreTrainedModel, recipe: BitsAndBytesConfig, device: str) -> PreTrainedModel:
+def _placed(device: str | Layout, offloaded: OffloadFolder | None, *, quantized: bool) -> dict[str, Any]:
+    """How transformers is told where the weights go."""
+    if isinstance(device, str) or offloaded is None:
+        return {"device_map": {"": device}}
+    return device.arguments(quantized=quantized) | {"offload_folder": str(offloaded.folder)}
+
+
+def _quantized(dense: PreTrainedModel, recipe: BitsAndBytesConfig, where: Mapping[str, Any]) -> PreTrainedModel:
     """The model with its linear layers packed by bitsandbytes: transformers does not do both to one GGUF file."""
     return type(dense).from_pretrained(
         None,
@@ -139,16 +179,19 @@ def _quantized(dense: PreTrainedModel, recipe: BitsAndBytesConfig, device: str) 
         state_dict=dense.state_dict(),
         dtype=dense.dtype,
         quantization_config=recipe,
-        device_map={"": device},
+        **where,
     )
 
 
-def weight_bytes(module: torch.nn.Module) -> int:
-    """Bytes of all storage that the module's weights take now, bitsandbytes' scales and tables included."""
+def weight_bytes(module: torch.nn.Module | OnnxModule) -> int:
+    """Bytes of all storage that the module's weights take in memory now, bitsandbytes' scales and tables included."""
+    if isinstance(module, OnnxModule):
+        return module.weight_bytes
     tensors = [*module.parameters(), *module.buffers()]
     for holder in (*module.modules(), *module.parameters()):
         tensors += _tensors_of(holder)
-    storages = {storage.data_ptr(): storage.nbytes() for storage in (t.untyped_storage() for t in tensors)}
+    in_memory = (tensor.untyped_storage() for tensor in tensors if not tensor.is_meta)
+    storages = {storage.data_ptr(): storage.nbytes() for storage in in_memory}
     return sum(storages.values())
 
 
@@ -237,7 +280,7 @@ _local_torch_dtype = model_building.local_torch_dtype
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No network, no progress bars, no advice, and no other thread that loads, while the libraries do."""
     with _LOADING, _changed_libraries():
         yield
@@ -268,6 +311,8 @@ def _changed_libraries() -> Iterator[None]:
 
 
 def _harmless(record: logging.LogRecord) -> bool:
-    """Drops the two messages that are no news; everything else that their loggers say passes."""
+    """Drops the three messages that are no news; everything else that their loggers say passes."""
     message = str(record.msg)
-    return not message.startswith(("Failed to load CPU gemm_4bit_forward", "MatMul8bitLt: inputs will be cast"))
+    return not message.startswith(
+        ("Failed to load CPU gemm_4bit_forward", "MatMul8bitLt: inputs will be cast", "Some parameters are on the meta")
+    )

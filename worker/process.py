@@ -1,26 +1,14 @@
 """A worker process: a ticket becomes a claimed shard, computed, stored and closed."""
 
 import logging
-import os
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 from uuid import UUID
-
-from tenacity import (
-    Retrying,
-    before_sleep_log,
-    retry_if_exception_type,
-    sleep_using_event,
-    stop_after_delay,
-    stop_when_event_set,
-    wait_exponential,
-)
 
 from contracts import logs
 from contracts.errors import (
@@ -54,6 +42,7 @@ from worker.observing import WorkerMetrics
 from worker.persister import Persister
 from worker.reporting import Reporter
 from worker.residency import ModelCache, Resident
+from worker.serving import Served, patiently, worker_name
 from worker.shards import HeldShard
 
 log = logging.getLogger(__name__)
@@ -61,20 +50,6 @@ T = TypeVar("T")
 
 REST = timedelta(seconds=15)
 """How long a shard rests that this host could not serve for want of a server, a disk or a file."""
-
-
-def worker_name() -> str:
-    """What this process is called, if it is a worker: `host:pid`."""
-    return f"{socket.gethostname()}:{os.getpid()}"
-
-
-class Served(NamedTuple):
-    """What a ticket came to: the shard that it claimed, whatever became of that."""
-
-    job: UUID
-    shard: UUID
-    items: int
-    model: str
 
 
 class WorkerProcess:
@@ -98,9 +73,11 @@ class WorkerProcess:
         self._device = Device(lambda computed: self._persister.put(computed), self._metrics.passed)
         self._persister = Persister(database, self._settle)
         self._loader = ModelLoader(settings, database, hardware, self._device)
-        self._cache = ModelCache(hardware.model_memory, self._load, left=self._metrics.model_left)
+        self._cache = ModelCache(
+            hardware.model_memory, self._load, left=self._metrics.model_left, divisible=self._loader.divisible
+        )
         self._lease = timedelta(seconds=settings.lease_seconds)
-        self._heartbeat = Heartbeat(database, self._device, self._lease, settings.stall_seconds)
+        self._heartbeat = Heartbeat(database, self._lease, self._lose, self._device.stalled_for, settings.stall_seconds)
         self._reporter = Reporter(database, self._report)
         self._hardware = hardware
         self._claiming = threading.Lock()
@@ -274,6 +251,10 @@ class WorkerProcess:
         self._metrics.model_loaded(model, engine.memory_bytes, budget.load_seconds or 0.0)
         return engine, budget
 
+    def _lose(self, tokens: set[UUID]) -> None:
+        # Some were closed meanwhile; the device knows only those that are still being worked on.
+        self._device.abandon(lambda shard: shard.lease.token in tokens)
+
     def _settle(self, computed: list[Computed]) -> None:
         self._device.settle(computed)
         self._metrics.stored(computed)
@@ -351,12 +332,4 @@ class WorkerProcess:
 
     def _patiently(self, function: Callable[[], T]) -> T:
         """Call it again while Postgres is away, for as long as a lease lasts."""
-        retrying = Retrying(
-            retry=retry_if_exception_type(DatabaseUnavailable),
-            wait=wait_exponential(multiplier=0.1, max=2),
-            sleep=sleep_using_event(self._draining),
-            stop=stop_after_delay(self._lease.total_seconds()) | stop_when_event_set(self._draining),
-            before_sleep=before_sleep_log(log, logging.WARNING),
-            reraise=True,
-        )
-        return retrying(function)
+        return patiently(function, self._lease, self._draining, log)

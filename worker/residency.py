@@ -40,6 +40,8 @@ class ModelCache:
         load: Loads one and tells its budget; raises a ModelError or an ArtifactError.
         clock: In seconds.
         left: Told of each model that leaves for another.
+        divisible: Whether a model that is larger than the limit can be laid over several devices; it has this one to
+            itself then, but for models that are pinned.
     """
 
     def __init__(
@@ -48,11 +50,13 @@ class ModelCache:
         load: Callable[[ModelSpec], tuple[Engine, Budget]],
         clock: Callable[[], float] = time.monotonic,
         left: Callable[[ModelSpec], None] = lambda _: None,
+        divisible: Callable[[ModelSpec], bool] = lambda _: False,
     ) -> None:
         self.limit = limit
         self._load = load
         self._clock = clock
         self._left = left
+        self._divisible = divisible
         self._settled_at = -math.inf
         """When the model that was loaded last will have earned what loading it cost."""
         self._residents: OrderedDict[int, Resident] = OrderedDict()
@@ -80,13 +84,12 @@ class ModelCache:
         """Keep a model from leaving, and make room for it when it is not there yet.
 
         Raises:
-            ModelTooLarge: It does not fit even by itself.
+            ModelTooLarge: It does not fit even by itself, and cannot be laid over several devices.
         """
         with self._lock:
             resident = self._residents.get(model.id)
             if resident is None:
-                self._make_room(model)
-                resident = self._residents[model.id] = Resident(model, model.memory_bytes)
+                resident = self._residents[model.id] = Resident(model, self._make_room(model))
             self._residents.move_to_end(model.id)
             resident.pins += 1
             return resident
@@ -123,21 +126,24 @@ class ModelCache:
             if useless and self._residents.get(resident.model.id) is resident:
                 del self._residents[resident.model.id]
 
-    def _make_room(self, model: ModelSpec) -> None:
-        if model.memory_bytes > self.limit:
+    def _make_room(self, model: ModelSpec) -> int:
+        """Let models leave until this one finds room; how much it needs here."""
+        if model.memory_bytes > self.limit and not self._divisible(model):
             raise ModelTooLarge(
                 f"{model.reference} needs about {model.memory_bytes:,} bytes of memory, models may take "
                 f"{self.limit:,} here: quantize it further, or raise BATCHMILL_MODEL_MEMORY"
             )
+        needed = min(model.memory_bytes, self.limit)
         used = self._used()
         for resident in list(self._residents.values()):
-            if used + model.memory_bytes <= self.limit:
-                return
+            if used + needed <= self.limit:
+                break
             if resident.pins == 0:
                 used -= resident.bytes
                 del self._residents[resident.model.id]
                 self._left(resident.model)
                 log.info("%s leaves memory for %s", resident.model.reference, model.reference)
+        return needed
 
     def _used(self) -> int:
         return sum(resident.bytes for resident in self._residents.values())

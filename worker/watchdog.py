@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from contracts.errors import UnavailableError
-from worker.process import WorkerProcess
+from worker.serving import Process
 from worker.vital import vital_thread
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ class Watchdog:
     """
 
     def __init__(
-        self, process: WorkerProcess, tick_seconds: float, tick: Callable[[], None], leave: Callable[[str], None]
+        self, process: Process, tick_seconds: float, tick: Callable[[], None], leave: Callable[[str], None]
     ) -> None:
         self._process = process
         self._tick_seconds = tick_seconds

@@ -19,6 +19,7 @@ from contracts.itemcodes import ENGINE_FAULTS, ItemCode
 from contracts.params import PARAMS
 from contracts.settings import Settings
 from docs_tools import errors
+from docs_tools.recipes import SECTIONS
 from tests.docs.blocks import ROOT
 from worker.metrics import METRICS
 
@@ -103,6 +104,11 @@ def test_every_metric_is_there(page: Callable[[str], str]) -> None:
 def test_every_task_is_there_with_its_parameters(page: Callable[[str], str]) -> None:
     names = [name for kind in PARAMS.values() for name in kind.model_fields]
     assert missing([*map(str, PARAMS), *names], page("reference/tasks")) == []
+
+
+def test_every_step_is_there_with_its_options(page: Callable[[str], str]) -> None:
+    names = [name for kind in SECTIONS.values() for name in kind.model_fields if name not in ("step", "format")]
+    assert missing(names, page("reference/recipes")) == []
 
 
 def test_everything_that_the_client_exports_is_there(page: Callable[[str], str]) -> None:

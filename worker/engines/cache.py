@@ -43,6 +43,7 @@ class RowCache:
         self.pads -= spare
         layer: Any  # the library has other kinds, which hold no columns and are not loaded here
         for layer in self.layers.layers:
+            index = index.to(layer.keys.device)  # layers may stand on several
             layer.keys = layer.keys[:, :, spare:].index_select(0, index)
             layer.values = layer.values[:, :, spare:].index_select(0, index)
 

@@ -12,7 +12,9 @@ from contracts.errors import ModelLoadFailed, describe
 from contracts.names import Quantization
 from worker.engines.cache import RowCache
 from worker.engines.decoding import Decoder
-from worker.loading import load_module
+from worker.layout import Layout, input_device
+from worker.loading import load_model, load_module
+from worker.onnx import GRAPH, OnnxModule, graph_file
 
 ATTENTION = frozenset({"full_attention", "sliding_attention"})
 """Layers whose past is keys and values, a column a token: what rows of a batch can be put together and cut from."""
@@ -22,13 +24,15 @@ EXACT, ROUNDED = 0.001, 0.1
 """How far texts may be from what they are alone, in float32 and in all else; SmolLM2 is 0.00001 and, in fp16, 0.01."""
 
 
-def load_causal(folder: Path, quantization: Quantization, device: str) -> PreTrainedModel:
+def load_causal(folder: Path, quantization: Quantization, device: str | Layout) -> PreTrainedModel:
     """The language model in the folder, on the device, after first passes.
 
     Raises:
         ModelLoadFailed: It could not be loaded, a token does not follow from those before it alone, or the model
             says something else of a text beside others, or in parts, than of the text alone.
     """
+    if graph_file(folder):
+        raise ModelLoadFailed(f"{folder / GRAPH}: an ONNX model does not generate here; register the torch model")
     module = load_module(folder, quantization, device, AutoModelForCausalLM)
     config = module.config.get_text_config()
     if config.is_encoder_decoder:
@@ -53,15 +57,35 @@ def load_causal(folder: Path, quantization: Quantization, device: str) -> PreTra
     return module
 
 
-def vocabulary(module: PreTrainedModel) -> int:
+def load_graph_of_causal(
+    folder: Path, quantization: Quantization, device: str | Layout
+) -> PreTrainedModel | OnnxModule:
+    """The language model in the folder as an ONNX graph, which keeps no keys and values, after a first pass.
+
+    Raises:
+        ModelLoadFailed: It could not be loaded, or a token does not follow from those before it alone.
+    """
+    module = load_model(folder, quantization, device, AutoModelForCausalLM)
+    try:
+        sees_ahead = _sees_ahead(module)
+    except Exception as error:
+        raise ModelLoadFailed(f"{folder}: the first pass: {describe(error)}") from error
+    if sees_ahead:
+        raise ModelLoadFailed(
+            f"{folder}: {module.config.model_type} looks at the tokens that follow, so it continues no text"
+        )
+    return module
+
+
+def vocabulary(module: PreTrainedModel | OnnxModule) -> int:
     """The number of tokens that the model chooses from."""
     return int(module.config.get_text_config().vocab_size)
 
 
-def _sees_ahead(module: PreTrainedModel) -> bool:
+def _sees_ahead(module: PreTrainedModel | OnnxModule) -> bool:
     """Whether what the model says after a token changes with the token that follows."""
     last = vocabulary(module) - 1
-    ids = torch.tensor([[last // 2, last // 3], [last // 2, last // 5]], device=module.device)
+    ids = torch.tensor([[last // 2, last // 3], [last // 2, last // 5]], device=input_device(module))
     with torch.inference_mode():
         first, second = module(input_ids=ids, return_dict=True).logits[:, 0].float()
     # bitsandbytes' 8-bit layers depend a little on what else is in a pass.
@@ -75,10 +99,10 @@ def _astray(module: PreTrainedModel) -> float:
     Some models take every argument and make nothing of it: openai-gpt of a cache, TrOCR and GIT of the places that
     tokens have behind padding.
     """
-    last = vocabulary(module) - 1
+    last, device = vocabulary(module) - 1, input_device(module)
     parts = [2, 3, 5, 7, 11, 4, 9, 6], [13, 3, 8, 5]
-    long, short = (torch.tensor([[last // part for part in row]], device=module.device) for row in parts)
-    pads = torch.tensor([0, 4], device=module.device)
+    long, short = (torch.tensor([[last // part for part in row]], device=device) for row in parts)
+    pads = torch.tensor([0, 4], device=device)
     # Of each text what follows its prompt, and what follows a token later.
     alone = [module(input_ids=ids, return_dict=True).logits[0, -2:].float() for ids in (long, short)]
     side_by_side = torch.cat([long, torch.nn.functional.pad(short, (4, 0))])

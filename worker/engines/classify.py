@@ -14,6 +14,8 @@ from worker.engines.base import Output, Prepared
 from worker.engines.heads import HeadEngine, load_head, read_config
 from worker.engines.padding import Ids
 from worker.engines.text import TextTokenizer
+from worker.layout import Layout
+from worker.onnx import OnnxModule
 
 Activation: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
@@ -28,14 +30,14 @@ class ClassifyEngine(HeadEngine):
     refuses such a config.
     """
 
-    def __init__(self, module: PreTrainedModel, tokenizer: TextTokenizer, labels: Sequence[str]) -> None:
+    def __init__(self, module: PreTrainedModel | OnnxModule, tokenizer: TextTokenizer, labels: Sequence[str]) -> None:
         super().__init__(module)
         self._tokenizer = tokenizer
         self._labels = labels
         self._activation = _activation(module.config.problem_type, len(labels))
 
     @classmethod
-    def load(cls, model: ModelSpec, folder: Path, device: str) -> Self:
+    def load(cls, model: ModelSpec, folder: Path, device: str | Layout) -> Self:
         """The model, ready on the device, after a first forward pass that showed that it can run."""
         if model.task is not Task.CLASSIFY:
             raise ModelLoadFailed(f"model {model.reference}: the classify engine does not {model.task}")

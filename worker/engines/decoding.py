@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from worker.engines.cache import RowCache
 from worker.engines.padding import Ids, padded
+from worker.layout import input_device
 
 SLOTS = 64
 """Rows decoded at once. As rows leave, more at once is never slower, but their keys and values take memory."""
@@ -55,7 +56,7 @@ class Decoder:
 
     def __init__(self, module: PreTrainedModel, ends: frozenset[int], slots: int = SLOTS) -> None:
         self._module = module
-        self._device: torch.device = module.device
+        self._device = input_device(module)
         self._ends = ends
         self._slots = slots
         self._prefill = PREFILL if self._device.type == "cpu" else PREFILL_ELSEWHERE

@@ -18,25 +18,27 @@ from worker.engines.sentence import SentenceModel, read_sentence_model
 from worker.engines.text import TextTokenizer
 from worker.engines.transformer import TransformerEngine
 from worker.engines.vectors import in_precision, refused, unpackable
-from worker.loading import load_module
+from worker.layout import Layout
+from worker.loading import load_model
+from worker.onnx import OnnxModule
 
 
 class EmbedEngine(TransformerEngine):
     """A transformer whose hidden states are pooled into one vector a text."""
 
-    def __init__(self, sentence: SentenceModel, module: PreTrainedModel, tokenizer: TextTokenizer) -> None:
+    def __init__(self, sentence: SentenceModel, module: PreTrainedModel | OnnxModule, tokenizer: TextTokenizer) -> None:
         super().__init__(module)
         self._sentence = sentence
         self._tokenizer = tokenizer
         self._dimensions = len(sentence.poolings) * int(module.config.hidden_size)
 
     @classmethod
-    def load(cls, model: ModelSpec, folder: Path, device: str) -> Self:
+    def load(cls, model: ModelSpec, folder: Path, device: str | Layout) -> Self:
         """The model, ready on the device, after a first forward pass that showed that it can run."""
         if model.task is not Task.EMBED:
             raise ModelLoadFailed(f"model {model.reference}: the embed engine does not {model.task}")
         sentence = read_sentence_model(folder)
-        module = load_module(sentence.transformer, model.quantization, device)
+        module = load_model(sentence.transformer, model.quantization, device)
         config = module.config
         if config.is_encoder_decoder or not hasattr(config, "hidden_size"):
             raise ModelLoadFailed(f"{folder}: {config.model_type} is not a text encoder of one stack")

@@ -15,6 +15,7 @@ from worker.engines.causal import load_causal
 from worker.engines.chat import PromptTokenizer, StopStrings
 from worker.engines.decoding import NO_NUMBER, Continued, Decoder, Prompt
 from worker.engines.transformer import TransformerEngine
+from worker.layout import Layout
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class GenerateEngine(TransformerEngine):
         self._decoder = Decoder(module, self._ends)
 
     @classmethod
-    def load(cls, model: ModelSpec, folder: Path, device: str) -> Self:
+    def load(cls, model: ModelSpec, folder: Path, device: str | Layout) -> Self:
         """The model, ready on the device, after a first pass that showed that it can run."""
         if model.task is not Task.GENERATE:
             raise ModelLoadFailed(f"model {model.reference}: the generate engine does not {model.task}")

@@ -12,7 +12,9 @@ from contracts.names import Quantization
 from worker.engines.padding import Ids, padded, padded_like
 from worker.engines.sentence import read_json
 from worker.engines.transformer import TransformerEngine
-from worker.loading import load_module
+from worker.layout import Layout
+from worker.loading import load_model
+from worker.onnx import OnnxModule
 
 
 class HeadEngine(TransformerEngine):
@@ -46,13 +48,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     return dict(config)
 
 
-def load_head(folder: Path, quantization: Quantization, device: str) -> PreTrainedModel:
+def load_head(folder: Path, quantization: Quantization, device: str | Layout) -> PreTrainedModel | OnnxModule:
     """The model with its head, on the device.
 
     Raises:
         ModelLoadFailed: It could not be loaded, or it does not say which token fills up a micro-batch.
     """
-    module = load_module(folder, quantization, device, AutoModelForSequenceClassification)
+    module = load_model(folder, quantization, device, AutoModelForSequenceClassification)
     module.config.use_cache = False
     if _pad_id(module) is None:
         raise ModelLoadFailed(
@@ -62,6 +64,6 @@ def load_head(folder: Path, quantization: Quantization, device: str) -> PreTrain
     return module
 
 
-def _pad_id(module: PreTrainedModel) -> Any:
+def _pad_id(module: PreTrainedModel | OnnxModule) -> Any:
     """The model's, not the tokenizer's: decoders find the end of a text by it, others their positions."""
     return module.config.get_text_config().pad_token_id

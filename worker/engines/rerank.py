@@ -18,6 +18,8 @@ from worker.engines.crossencoder import Activation, read_cross_encoder
 from worker.engines.heads import HeadEngine, load_head
 from worker.engines.padding import Ids
 from worker.engines.pairs import Pairs, PairTokenizer
+from worker.layout import Layout
+from worker.onnx import OnnxModule
 
 ALONE = 8_192
 """Padded tokens of a pass where one query stands alone, whose documents may exceed every measured budget."""
@@ -26,14 +28,14 @@ ALONE = 8_192
 class RerankEngine(HeadEngine):
     """A transformer with one output for a pair of texts, as the CrossEncoder of sentence-transformers runs it."""
 
-    def __init__(self, module: PreTrainedModel, tokenizer: PairTokenizer, activation: Activation) -> None:
+    def __init__(self, module: PreTrainedModel | OnnxModule, tokenizer: PairTokenizer, activation: Activation) -> None:
         super().__init__(module)
         self._tokenizer = tokenizer
         self._activation = activation
         self._alone = ALONE
 
     @classmethod
-    def load(cls, model: ModelSpec, folder: Path, device: str) -> Self:
+    def load(cls, model: ModelSpec, folder: Path, device: str | Layout) -> Self:
         """The model, ready on the device, after a first forward pass that showed that it can run."""
         if model.task is not Task.RERANK:
             raise ModelLoadFailed(f"model {model.reference}: the rerank engine does not {model.task}")

@@ -15,10 +15,12 @@ from contracts.itemcodes import ItemCode
 from contracts.models import ModelSpec
 from contracts.names import Task
 from worker.engines.base import Output, Prepared
-from worker.engines.causal import load_causal, vocabulary
+from worker.engines.causal import load_causal, load_graph_of_causal, vocabulary
 from worker.engines.padding import Ids, padded
 from worker.engines.text import TextTokenizer
 from worker.engines.transformer import TransformerEngine
+from worker.layout import Layout
+from worker.onnx import OnnxModule, graph_file
 
 LOGITS = 2**24
 """Logits held at a time on a CPU: 64 MB in float32. Of a whole micro-batch they would take gigabytes."""
@@ -32,17 +34,18 @@ class ScoreEngine(TransformerEngine):
     puts one before every text (BOS), that is the first, so that all of the text's own are scored.
     """
 
-    def __init__(self, module: PreTrainedModel, tokenizer: TextTokenizer) -> None:
+    def __init__(self, module: PreTrainedModel | OnnxModule, tokenizer: TextTokenizer) -> None:
         super().__init__(module)
         self._tokenizer = tokenizer
         self._logits = LOGITS if self._device.type == "cpu" else LOGITS_ELSEWHERE
 
     @classmethod
-    def load(cls, model: ModelSpec, folder: Path, device: str) -> Self:
+    def load(cls, model: ModelSpec, folder: Path, device: str | Layout) -> Self:
         """The model, ready on the device, after a first pass that showed that it can run."""
         if model.task is not Task.SCORE:
             raise ModelLoadFailed(f"model {model.reference}: the score engine does not {model.task}")
-        module = load_causal(folder, model.quantization, device)
+        load = load_graph_of_causal if graph_file(folder) else load_causal
+        module = load(folder, model.quantization, device)
         return cls(module, TextTokenizer(folder, module.config))
 
     def prepare(self, payloads: Sequence[Any], params: Mapping[str, Any]) -> Prepared:
@@ -88,6 +91,8 @@ class ScoreEngine(TransformerEngine):
         can be let go. Padding stands at the end, where no token looks: no mask is needed.
         """
         ids, _ = padded(rows, 0, self._device)
+        if isinstance(self._module, OnnxModule):
+            return self._likelihoods_of_graph(ids)
         columns = max(self._logits // (len(rows) * vocabulary(self._module)), 1)
         cache = DynamicCache()
         found = []
@@ -96,10 +101,25 @@ class ScoreEngine(TransformerEngine):
                 self.checkpoint()
             stop = min(start + columns, ids.shape[1] - 1)
             output = self._module(input_ids=ids[:, start:stop], past_key_values=cache, use_cache=True, return_dict=True)
-            logits = output.logits.float()
-            chosen = logits.gather(-1, ids[:, start + 1 : stop + 1, None])[:, :, 0]
-            found.append(chosen - logits.logsumexp(-1))
+            found.append(_chosen(output.logits, ids[:, start + 1 : stop + 1]))
         return torch.cat(found, dim=1).cpu().numpy()
+
+    def _likelihoods_of_graph(self, ids: torch.Tensor) -> NDArray[np.float32]:
+        """The same by a graph, which takes texts as a whole: some at a time, of a long one all logits at once."""
+        rows = max(self._logits // (ids.shape[1] * vocabulary(self._module)), 1)
+        found = []
+        for start in range(0, len(ids), rows):
+            if start:
+                self.checkpoint()
+            part = ids[start : start + rows]
+            found.append(_chosen(self._module(input_ids=part[:, :-1], return_dict=True).logits, part[:, 1:]))
+        return torch.cat(found).cpu().numpy()
+
+
+def _chosen(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """The log-likelihood of each token `[n, tokens]` among the logits `[n, tokens, words]` of the one before."""
+    logits = logits.float()
+    return logits.gather(-1, ids[:, :, None])[:, :, 0] - logits.logsumexp(-1)
 
 
 def _perplexity(mean: float) -> float:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from contracts.names import COMPRESSION_POOL, DEFAULT_POOL
 from storage.secrets import Keyring
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -20,12 +21,14 @@ PROFILES = {
     "rabbitmq": {"rabbitmq"},
     "cpu": {"worker"},
     "gpu": {"worker-gpu"},
+    "compress": {"compressor"},
     "client": {"client"},
     "monitoring": {"prometheus", "grafana"},
 }
 EXAMPLE = (ROOT / ".env.example").read_text()
 SECRETS = re.findall(r"^([A-Z_]+)=$", EXAMPLE, re.MULTILINE)
-OURS = ("migrate", "worker", "worker-gpu", "beat", "deliver", "flower", "client")
+WORKERS = ("worker", "worker-gpu", "compressor")
+OURS = ("migrate", "worker", "worker-gpu", "compressor", "beat", "deliver", "flower", "client")
 
 
 @pytest.fixture(scope="session")
@@ -74,7 +77,7 @@ def read(compose: list[str], tmp_path_factory: pytest.TempPathFactory) -> Reader
 
 @pytest.mark.parametrize(
     "profiles",
-    [("redis", "cpu"), ("rabbitmq", "gpu"), ("redis", "cpu", "monitoring"), tuple(PROFILES)],
+    [("redis", "cpu"), ("rabbitmq", "gpu"), ("redis", "cpu", "compress", "monitoring"), tuple(PROFILES)],
     ids=",".join,
 )
 def test_a_profile_brings_what_it_is_called_after(read: Reader, profiles: tuple[str, ...]) -> None:
@@ -87,7 +90,7 @@ def test_both_brokers_reach_whoever_uses_them(read: Reader) -> None:
         ("redis", {}, "redis://:canary-REDIS_PASSWORD@redis:6379/0"),
         ("rabbitmq", {"BROKER_URL": amqp}, "amqp://batchmill:canary-RABBITMQ_PASSWORD@rabbitmq:5672//"),
     ):
-        services = read.services(broker, "cpu", "gpu", "client", **given)
+        services = read.services(broker, "cpu", "gpu", "compress", "client", **given)
         assert {services[name]["environment"]["BATCHMILL_BROKER_URL"] for name in OURS} == {url}
 
 
@@ -145,22 +148,22 @@ def test_every_service_is_confined_watched_and_started_again(read: Reader) -> No
             told = port if isinstance(port, str) else f"{port.get('host_ip')}:"
             assert told.startswith("127.0.0.1:"), name
     for name in OURS:
-        assert services[name]["build"]["target"] == ("worker" if name.startswith("worker") else "client")
+        assert services[name]["build"]["target"] == ("worker" if name in WORKERS else "client")
     (device,) = services["worker-gpu"]["deploy"]["resources"]["reservations"]["devices"]
     assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu"])
 
 
 def test_probes_ask_the_port_that_answers_them(read: Reader) -> None:
-    services = read.services("redis", "cpu", "gpu")
-    for name in ("worker", "worker-gpu", "beat", "deliver"):
+    services = read.services("redis", "cpu", "gpu", "compress")
+    for name in (*WORKERS, "beat", "deliver"):
         port = services[name]["environment"]["BATCHMILL_METRICS_PORT"]
         assert f"http://127.0.0.1:{port}/readyz" in str(services[name]["healthcheck"]["test"]), name
 
 
 def test_a_worker_computes_on_as_many_threads_as_it_has_cores(read: Reader) -> None:
-    for given in ({}, {"WORKER_CPUS": "8"}):
-        services = read.services("redis", "cpu", "gpu", **given)
-        for name in ("worker", "worker-gpu"):
+    for given in ({}, {"WORKER_CPUS": "8", "COMPRESSOR_CPUS": "8"}):
+        services = read.services("redis", "cpu", "gpu", "compress", **given)
+        for name in WORKERS:
             cpus = float(services[name]["deploy"]["resources"]["limits"]["cpus"])
             assert float(services[name]["environment"]["BATCHMILL_THREADS"]) == cpus, name
 
@@ -182,3 +185,9 @@ def test_what_is_mounted_stands_in_the_repository(read: Reader) -> None:
                 mounted.add(source)
     assert len(mounted) == 4
     assert all(Path(source).exists() for source in mounted)
+
+
+def test_compressions_have_workers_of_their_own(read: Reader) -> None:
+    services = read.services("redis", "cpu", "compress")
+    pools = {name: services[name]["environment"]["BATCHMILL_POOL"] for name in ("worker", "compressor")}
+    assert pools == {"worker": DEFAULT_POOL, "compressor": COMPRESSION_POOL}

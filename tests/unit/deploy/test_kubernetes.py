@@ -12,6 +12,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from contracts.names import COMPRESSION_POOL
+
 ROOT = Path(__file__).resolve().parents[3]
 FOLDER = ROOT / "deploy" / "kubernetes"
 VERSION = "1.30"
@@ -158,9 +160,9 @@ def test_secrets_are_referred_to_and_workers_have_the_time_to_leave() -> None:
             if not name.startswith("migrate"):
                 assert "readinessProbe" in container
     assert {document["kind"] for document in BASE}.isdisjoint({"Secret"})
-    worker = PODS["worker"]
-    assert worker["terminationGracePeriodSeconds"] >= 35
-    for name in ("worker", "beat", "deliver"):
+    for name in ("worker", "compressor"):
+        assert PODS[name]["terminationGracePeriodSeconds"] >= 35
+    for name in ("worker", "compressor", "beat", "deliver"):
         (container,) = PODS[name]["containers"]
         assert container["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": "metrics"}, name
         assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "metrics"}, name
@@ -211,3 +213,9 @@ def test_the_scaler_is_one_that_keda_knows() -> None:
     assert trigger["metadata"]["query"].count(f"LIMIT {counted}") == 2
     assert scaler["scaleTargetRef"]["name"] == "worker"
     assert scaler["minReplicaCount"] == 1  # ticks run in workers
+
+
+def test_compressions_have_workers_of_their_own() -> None:
+    (container,) = PODS["compressor"]["containers"]
+    assert {"name": "BATCHMILL_POOL", "value": COMPRESSION_POOL} in container["env"]
+    assert container["command"] == ["batchmill", "worker"]

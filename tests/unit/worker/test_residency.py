@@ -144,6 +144,18 @@ def test_a_model_that_never_fits_says_both_sizes(cache: ModelCache, loader: Load
     assert loader.loaded == [1, 3]
 
 
+def test_a_larger_model_that_can_be_laid_over_several_devices_has_this_one_to_itself(loader: Loader) -> None:
+    cache = ModelCache(LIMIT, loader, divisible=lambda model: model.id == 2)
+    use(cache, spec(1))
+    large = cache.pin(spec(2, 123_456, measured=70))
+    assert cache.contents() == ([2], LIMIT)
+    assert cache.capacity(idle=True).free_bytes == 0
+    cache.load(large)
+    assert cache.contents() == ([2], 70)
+    with pytest.raises(ModelTooLarge):
+        cache.pin(spec(3, 123_456))
+
+
 def test_those_who_ask_at_once_wait_for_one_load(loader: Loader) -> None:
     started, go_on = threading.Event(), threading.Event()
 

@@ -1,0 +1,126 @@
+"""What compressions promise, seen from outside: real workers, real steps, a real model."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from sqlalchemy import text
+
+from benchmarks.weights import MINILM
+from contracts.states import JobState
+from producer import Client
+from tests.conftest import Mill, wait_until
+
+TWO_STEPS = [
+    {"step": "prune", "method": "magnitude", "keep_ratio": 0.5},
+    {"step": "quantize", "method": "int8"},
+]
+POOL = {"BATCHMILL_POOL": "compression", "BATCHMILL_LEASE_SECONDS": "3"}
+
+
+def results(client: Client) -> list[Any]:
+    with client._database.transaction() as connection:
+        statement = """
+            SELECT output->>'digest' AS digest, input_id, shard_id, xmin::text
+            FROM results ORDER BY target_id, input_id
+        """
+        return list(connection.execute(text(statement)))
+
+
+def step_of(worker: int) -> list[psutil.Process]:
+    """The process of a step below a worker."""
+    return [child for child in psutil.Process(worker).children() if "worker.compression" in child.cmdline()]
+
+
+@pytest.fixture(scope="module")
+def both(
+    tmp_path_factory: pytest.TempPathFactory, make_database: Callable[..., str], make_broker: Callable[[], str]
+) -> Iterator[tuple[Mill, Client]]:
+    """A worker that scores and one that compresses, with MiniLM."""
+    mill = Mill(tmp_path_factory.mktemp("mill"), make_database(), make_broker())
+    try:
+        compressor = mill.worker(**POOL)
+        mill.worker()
+        with mill.client() as client:
+            client.models.add("minilm", str(MINILM))
+            yield mill, client
+        assert "torch" not in loaded_libraries(compressor.pid)
+    finally:
+        mill.close()
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("name", "recipe", "ratio"),
+    [
+        ("packed", [{"step": "quantize", "method": "nf4"}], 0.4),
+        ("graph", [{"step": "export"}, {"step": "quantize", "method": "int8"}], 0.3),
+    ],
+)
+def test_what_a_recipe_makes_is_registered_and_scored_with(
+    name: str, recipe: list[dict[str, Any]], ratio: float, both: tuple[Mill, Client], tmp_path: Path
+) -> None:
+    _, client = both
+    job = client.compress("minilm", recipe, name=name).wait(timeout=400)
+    assert job.model == f"{name}@1"
+    before, *_, after = job.report().stages
+    assert after.size_bytes <= ratio * before.size_bytes
+    assert job.save_report(tmp_path / "report.html").stat().st_size > 1000
+    scored = client.submit(job.model, ["one text", "another"]).wait(timeout=200)
+    assert [len(result.output) for result in scored.results()] == [384, 384]
+
+
+def loaded_libraries(pid: int) -> str:
+    return " ".join(path.path for path in psutil.Process(pid).memory_maps())
+
+
+@pytest.mark.timeout(600)
+def test_a_worker_that_is_killed_at_the_second_step_costs_no_more_than_that_step(mill: Mill) -> None:
+    with mill.client() as client:
+        client.models.add("minilm", str(MINILM))
+        job = client.compress("minilm", TWO_STEPS, name="small")
+        victim = mill.worker(**POOL)
+        mill.beat()
+        wait_until(lambda: (progress := job.refresh().info.progress) is not None and progress.position == 2, 200)
+        below = step_of(victim.pid)
+        os.kill(victim.pid, signal.SIGKILL)
+        victim.wait()
+        wait_until(lambda: not any(alive(process) for process in below), 5)
+        first = results(client)
+        assert len(first) == 1
+        survivor = mill.worker(**POOL)
+        job.wait(timeout=200)
+        assert first[0] in results(client)
+        assert mill.log(survivor).count("step 1 (") == 0
+        # Another epoch is another target: nothing is in the cache.
+        client.models.invalidate("minilm")
+        client.compress("minilm", TWO_STEPS, name="again").wait(timeout=200)
+        left = [row.digest for row in results(client) if row.digest is not None]
+        assert left[:2] == left[2:]
+
+
+def alive(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_a_worker_that_is_asked_to_leave_ends_its_step(mill: Mill) -> None:
+    with mill.client() as client:
+        client.models.add("minilm", str(MINILM))
+        job = client.compress("minilm", TWO_STEPS[:1], name="small")
+        worker = mill.worker(**POOL)
+        wait_until(lambda: job.refresh().info.progress is not None and step_of(worker.pid), 60)
+        below = step_of(worker.pid)
+        worker.terminate()
+        assert worker.wait(30) == 0, mill.log(worker)
+        assert not any(alive(process) for process in below)
+        assert job.refresh().state is JobState.RUNNING
+        with client._database.transaction() as connection:
+            assert connection.execute(text("SELECT state FROM shards")).scalar_one() == "queued"
+        job.cancel()

@@ -1,0 +1,203 @@
+"""Whole evaluations of real models."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import TypeAdapter
+
+from benchmarks.heads import held_back, labelled
+from benchmarks.texts import sentences
+from contracts.errors import CompressionFailed
+from contracts.names import Quantization, Task
+from contracts.recipes import parse_recipe
+from tests.models import MINILM, model_spec, variant
+from tests.steps import loaded, run_step
+from worker.compression.artifacts import save
+from worker.compression.evaluation import Artifact, Evaluated, EvaluationOrder, evaluate, evaluating, measurement
+from worker.engines.embed import EmbedEngine
+
+NF4 = {"step": "quantize", "method": "nf4"}
+MAGNITUDE = {"step": "prune", "method": "magnitude", "keep_ratio": 0.6}
+Evaluate = Callable[..., Evaluated]
+
+
+def write_rows(file: Path, rows: list[dict[str, Any]]) -> Path:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def order_of(
+    folder: Path, parent: Path, task: Task, steps: list[dict[str, Any]], rows: list[dict[str, Any]] | None
+) -> EvaluationOrder:
+    """The steps done, and what is to be told of them."""
+    artifacts, source, held = [], parent, Quantization.NONE
+    for number, step in enumerate(steps, 1):
+        destination = folder / f"step{number}"
+        held = run_step(step, source, destination, task, held).quantization
+        artifacts.append(Artifact(f"after step {number}", destination, held))
+        source = destination
+    return EvaluationOrder(
+        task=task,
+        engine=str(task),
+        parent=Artifact("parent@1", parent, Quantization.NONE),
+        artifacts=tuple(artifacts),
+        recipe=parse_recipe(steps) if steps else (),
+        scratch=folder,
+        data=None if rows is None else write_rows(folder / "rows.jsonl", rows),
+    )
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MiniLM with its first two layers."""
+    config = json.loads((MINILM / "config.json").read_text()) | {"num_hidden_layers": 2}
+    source = variant(tmp_path_factory.mktemp("source"), {"config.json": config})
+    destination = tmp_path_factory.mktemp("encoder")
+    save(loaded(source), source, destination)
+    return destination
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Speed is measured elsewhere: here it is no matter."""
+    monkeypatch.setattr(measurement, "LATENCY_SECONDS", 0.05)
+    monkeypatch.setattr(measurement, "ROUNDS", 1)
+
+
+@pytest.fixture
+def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the processes that measure speed, which take seconds to start."""
+    monkeypatch.setattr(evaluating, "_measure", lambda *_: ([None, None], 0.0))
+    monkeypatch.setattr(evaluating.notes, "on_measurements", lambda *_: [])
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_encoder_from_its_rows_to_its_figures(encoder: Path, tmp_path: Path) -> None:
+    texts = sentences(30)
+    order = order_of(tmp_path, encoder, Task.EMBED, [MAGNITUDE, NF4], [{"input": text} for text in texts])
+    told: list[float] = []
+    adapter = TypeAdapter(EvaluationOrder)
+    found = evaluate(adapter.validate_json(adapter.dump_json(order)), lambda done, _: told.append(done))
+    assert told == sorted(told)
+    assert told[-1] == 1
+    assert found == TypeAdapter(Evaluated).validate_json(TypeAdapter(Evaluated).dump_json(found))
+    parent, pruned, result = found.stages
+    assert [stage.title for stage in found.stages] == ["parent@1", "after step 1", "after step 2"]
+    assert found.rows == 30
+    assert parent.fidelity["fidelity"] == pytest.approx(1)
+    assert parent.loss == pytest.approx(0, abs=1e-6)
+    # What the engine gives for the folder, reloaded.
+    engines = [
+        EmbedEngine.load(model_spec(task="embed", engine="embed", quantization=held), folder, "cpu")
+        for folder, held in ((encoder, "none"), (tmp_path / "step2", "nf4"))
+    ]
+    one, other = (np.asarray(engine.run(engine.prepare(texts, {}).rows, {})) for engine in engines)
+    assert result.fidelity["fidelity"] == pytest.approx(float((one * other).sum(1).mean()), abs=2e-3)
+    assert result.fidelity["fidelity"] < pruned.fidelity["fidelity"] < 1
+    assert result.loss == pytest.approx(1 - result.fidelity["fidelity"])
+    assert pruned.size_bytes == pytest.approx(parent.size_bytes, rel=0.01)
+    assert result.size_bytes < 0.5 * parent.size_bytes
+    assert pruned.measurement is None
+    assert parent.measurement is not None
+    assert result.measurement is not None
+    assert result.measurement.size_bytes == result.size_bytes
+    assert result.measurement.nonzeros < 0.93 * result.measurement.parameters
+    # The last step that treats layers.
+    assert [layer.layer for layer in found.sensitivity] == [f"encoder.layer.{number}" for number in range(2)]
+    assert {layer.step for layer in found.sensitivity} == {2}
+    assert all(0.8 < layer.fidelity < 1 for layer in found.sensitivity)
+    assert any("of the result's parameters are zero" in note for note in found.notes)
+    assert found.machine["versions"]["torch"]
+    assert found.machine["cores"] > 0
+
+
+@pytest.mark.usefixtures("unmeasured")
+def test_a_classifier_with_labels(classifier: Path, tmp_path: Path) -> None:
+    examples = held_back(labelled())
+    rows: list[dict[str, Any]] = [{"input": e.text, "label": e.label} for e in examples]
+    rows += [{"input": "no label at all"}, {"input": "a label of its own", "label": "cooking"}]
+    found = evaluate(order_of(tmp_path, classifier, Task.CLASSIFY, [MAGNITUDE], rows), lambda *_: None)
+    parent, result = found.stages
+    assert parent.fidelity["agreement"] == 1
+    assert parent.quality["accuracy"] > 0.75
+    assert result.quality["accuracy"] > 0.5
+    assert 0 < result.quality["macro_f1"] < 1
+    assert 0.5 < result.fidelity["fidelity"] < 1
+    assert parent.loss is not None
+    assert result.loss is not None
+    assert result.loss > parent.loss > 0.1
+    [note] = [note for note in found.notes if "labels" in note]
+    assert note.startswith(f"1 of {len(examples) + 1} labels are none of the model's, such as 'cooking'")
+    assert len(found.sensitivity) == 6
+
+
+@pytest.mark.usefixtures("unmeasured")
+def test_a_reranker(reranker: Path, tmp_path: Path) -> None:
+    texts = sentences(40)
+    rows = [{"input": {"query": texts[i], "documents": texts[i + 1 : i + 6]}} for i in range(0, 30, 3)]
+    found = evaluate(order_of(tmp_path, reranker, Task.RERANK, [NF4], rows), lambda *_: None)
+    figures = found.stages[-1].fidelity
+    assert 0.5 < figures["fidelity"] < 1
+    assert figures["fidelity"] == pytest.approx((figures["kendall_tau"] + 1) / 2)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_model_that_generates(language_model: Path, tmp_path: Path) -> None:
+    texts = [text for text in sentences(60) if len(text) > 20][:14]
+    rows: list[dict[str, Any]] = [{"input": text} for text in texts]
+    rows.append({"input": {"messages": [{"role": "user", "content": "What is a docstring?"}]}})
+    found = evaluate(order_of(tmp_path, language_model, Task.GENERATE, [NF4], rows), lambda *_: None)
+    parent, result = found.stages
+    assert found.rows == 15
+    assert result.quality["perplexity"] == pytest.approx(np.exp(result.quality["nll"]))
+    assert result.fidelity["delta_nll"] == pytest.approx(result.quality["nll"] - parent.quality["nll"])
+    assert parent.measurement is not None
+    assert parent.measurement.tokens_per_second > 0
+    assert any("continuing each by at most 32 tokens" in note for note in found.notes)
+    assert len(found.sensitivity) == 2
+
+
+@pytest.mark.usefixtures("unmeasured")
+def test_rows_that_cannot_be_computed_are_left_out_and_counted(encoder: Path, tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"input": text} for text in sentences(8)]
+    rows[3] = {"input": 17}
+    found = evaluate(order_of(tmp_path, encoder, Task.EMBED, [{"step": "quantize", "method": "bf16"}], rows), _quiet)
+    assert found.rows == 7
+    assert any(note.startswith("1 of 8 rows were not computed by all models: parent@1 (1 inv") for note in found.notes)
+    assert any(note.startswith("7 rows are too few for the overlap of the 10 nearest") for note in found.notes)
+    assert "neighbour_overlap_10" not in found.stages[1].fidelity
+
+
+def test_rows_of_which_none_can_be_computed(encoder: Path, tmp_path: Path) -> None:
+    order = order_of(tmp_path, encoder, Task.EMBED, [NF4], [{"input": 1}, {"input": {"query": "a"}}])
+    with pytest.raises(
+        CompressionFailed, match=r"parent@1 can compute none of the rows: expected a text, got a number"
+    ):
+        evaluate(order, _quiet)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("", "there is no row"), ('{"input": "a"}\nnot JSON\n', "line 2: expected"), ("[1]\n", "line 1: expected")],
+)
+def test_rows_that_are_none(content: str, message: str, tmp_path: Path) -> None:
+    order = order_of(tmp_path, MINILM, Task.EMBED, [], [])
+    (tmp_path / "rows.jsonl").write_text(content)
+    with pytest.raises(CompressionFailed, match=message):
+        evaluate(order, _quiet)
+
+
+def test_without_rows_sizes_are_told(encoder: Path, tmp_path: Path) -> None:
+    found = evaluate(order_of(tmp_path, encoder, Task.EMBED, [NF4], None), _quiet)
+    assert found.rows == 0
+    assert [stage.fidelity for stage in found.stages] == [{}, {}]
+    assert found.stages[1].size_bytes < 0.5 * found.stages[0].size_bytes
+    assert found.sensitivity == []
+
+
+def _quiet(*_: object) -> None:
+    """Nobody looks at the progress."""

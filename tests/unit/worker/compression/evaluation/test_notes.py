@@ -1,0 +1,99 @@
+"""What is said of numbers, each said only where they are so."""
+
+from pathlib import Path
+
+import pytest
+
+from contracts.compression import Measurement, Stage
+from contracts.errors import ItemFailed
+from contracts.names import Quantization, Task
+from contracts.recipes import parse_recipe
+from tests.weights import write_gguf
+from worker.compression.evaluation import notes
+from worker.compression.evaluation.order import Artifact, EvaluationOrder
+
+NF4 = {"step": "quantize", "method": "nf4"}
+MAGNITUDE = {"step": "prune", "method": "magnitude", "keep_ratio": 0.5}
+BEFORE = Measurement(
+    size_bytes=1000,
+    parameters=100,
+    nonzeros=100,
+    memory_bytes=50_000_000,
+    load_seconds=1,
+    latency_p50=0.010,
+    latency_p95=0.020,
+    throughput=100,
+    tokens_per_second=1000,
+    budget_tokens=2048,
+)
+
+
+def order(folder: Path, *steps: dict[str, object]) -> EvaluationOrder:
+    (folder / "result").mkdir()
+    return EvaluationOrder(
+        task=Task.EMBED,
+        engine="embed",
+        parent=Artifact("parent", folder, Quantization.NONE),
+        artifacts=(Artifact("result", folder / "result", Quantization.NONE),),
+        recipe=parse_recipe(steps),
+        scratch=folder,
+    )
+
+
+def stages(size: int = 500, **changes: float) -> list[Stage]:
+    after = BEFORE.model_copy(update=changes)
+    return [
+        Stage(title=title, size_bytes=size_bytes, quality={}, fidelity={}, measurement=measured)
+        for title, size_bytes, measured in (("parent", 1000, BEFORE), ("result", size, after))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"throughput": 80}, ["Step 1 made the model slower here: 0.80 times the inputs a second of its parent."]),
+        ({"throughput": 98}, ["Step 1 made the model neither faster nor slower here."]),
+        ({"throughput": 150}, []),
+        (
+            {"throughput": 150, "latency_p50": 0.015},
+            ["A single input takes longer than before: 1.50 times its parent's time."],
+        ),
+        (
+            {"throughput": 150, "memory_bytes": 70_000_000},
+            ["It takes more memory than before: 70 MB while it computes, and its parent 50 MB."],
+        ),
+    ],
+)
+def test_speed_and_memory(changes: dict[str, float], said: list[str], tmp_path: Path) -> None:
+    assert notes.on_measurements(order(tmp_path, NF4), stages(**changes), 0.1) == said
+
+
+def test_several_steps_are_judged_together(tmp_path: Path) -> None:
+    [speed, zeros] = notes.on_measurements(order(tmp_path, MAGNITUDE, NF4), stages(throughput=50, nonzeros=60), 0.1)
+    assert speed.startswith("The 2 steps together made the model slower here: 0.50 times")
+    assert zeros.startswith("40% of the result's parameters are zero, and 0% of its parent's")
+    assert "neither time nor bytes" in zeros
+
+
+def test_a_busy_machine(tmp_path: Path) -> None:
+    [note] = notes.on_measurements(order(tmp_path, NF4), stages(throughput=150), 0.6)
+    assert note.startswith("Something else was running: rounds of one measurement are 60% apart")
+
+
+def test_more_bytes_than_before(tmp_path: Path) -> None:
+    told = order(tmp_path, NF4)
+    assert notes.on_sizes(told, stages(size=1000)) == []
+    assert notes.on_sizes(told, stages(size=2500)) == ["The result takes 2.50 times the bytes of its parent."]
+    write_gguf(tmp_path / "small.gguf")
+    [note] = notes.on_sizes(told, stages(size=2500))
+    assert note.endswith("the parent is a GGUF file, whose weights had to be unpacked.")
+
+
+def test_rows_left_out() -> None:
+    failed = ItemFailed("too_long", "it is too long")
+    assert notes.on_errors(4, [("parent", {}), ("result", {})]) == []
+    [note] = notes.on_errors(4, [("parent", {1: failed}), ("step 1", {}), ("result", dict.fromkeys(range(4), failed))])
+    assert note == (
+        "4 of 4 rows were not computed by all models: parent (1 too_long); result (4 too_long) – none is left, so its "
+        "fidelity is 0."
+    )

@@ -1,0 +1,29 @@
+from pathlib import Path
+
+import pytest
+
+from contracts.errors import DoesNotFit
+from contracts.preflight import Need
+from worker.compression.room import all_memory, check, free_memory
+
+
+@pytest.mark.parametrize(
+    ("memory", "disk", "message"),
+    [(10**18, 0, r"1000000000\.0 GB of memory, and \d+\.\d GB are free"), (0, 10**18, "writes about 1000000000.0 GB")],
+)
+def test_a_step_without_room_is_refused_with_both_numbers(memory: int, disk: int, message: str, tmp_path: Path) -> None:
+    check(Need("step", 0, 0), tmp_path)
+    with pytest.raises(DoesNotFit, match=message):
+        check(Need("step", memory, disk), tmp_path)
+
+
+def test_a_container_has_what_its_control_group_may_take(tmp_path: Path) -> None:
+    machine = free_memory(tmp_path)
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("700\n")
+    (tmp_path / "memory.stat").write_text("anon 500\ninactive_file 100\n")
+    assert free_memory(tmp_path) > 10**6
+    assert machine > 10**6
+    (tmp_path / "memory.max").write_text("1000\n")
+    assert free_memory(tmp_path) == 400
+    assert all_memory(tmp_path) == 1000

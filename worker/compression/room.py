@@ -1,0 +1,55 @@
+"""Whether a step fits into what this host has left of memory and disk."""
+
+import shutil
+from pathlib import Path
+
+import psutil
+
+from contracts.errors import DoesNotFit
+from contracts.preflight import Need
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def check(need: Need, folder: Path) -> None:
+    """Let a step begin that has room.
+
+    Args:
+        need: What it takes at most.
+        folder: Where it writes.
+
+    Raises:
+        DoesNotFit: It has none; says what it needs, and what there is.
+    """
+    if (memory := free_memory()) < need.memory_bytes:
+        raise DoesNotFit(
+            f"it needs about {need.memory_bytes / 1e9:.1f} GB of memory, and {memory / 1e9:.1f} GB are free on this "
+            "host: give it more, or begin with a smaller model"
+        )
+    if (disk := shutil.disk_usage(folder).free) < need.disk_bytes:
+        raise DoesNotFit(
+            f"it writes about {need.disk_bytes / 1e9:.1f} GB, and {disk / 1e9:.1f} GB are free in {folder}: free some "
+            "space, or set BATCHMILL_HOME to where there is more"
+        )
+
+
+def all_memory(cgroup: Path = _CGROUP) -> int:
+    """Bytes that there are, taken or not: of the machine, or of the control group that a container is."""
+    total = psutil.virtual_memory().total
+    try:
+        return min(total, int((cgroup / "memory.max").read_text()))
+    except (OSError, ValueError):  # "max" is no number: there is no limit
+        return total
+
+
+def free_memory(cgroup: Path = _CGROUP) -> int:
+    """Bytes that may still be taken: of the machine, and of the control group that a container is."""
+    free = psutil.virtual_memory().available
+    try:
+        limit = int((cgroup / "memory.max").read_text())
+        used = int((cgroup / "memory.current").read_text())
+        lines = (cgroup / "memory.stat").read_text().splitlines()
+        cached = next(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
+    except (OSError, ValueError, StopIteration):
+        return free
+    return min(free, limit - used + cached)
