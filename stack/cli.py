@@ -54,7 +54,7 @@ def up(
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Leave it running and return.")] = False,
     json: Json = False,
 ) -> None:
-    """Run the embedded servers, a worker, beat, the deliverer of webhooks and Flower, until Ctrl-C."""
+    """Run the embedded servers, two workers, beat, the deliverer of webhooks and Flower, until Ctrl-C."""
     from stack import embedded
     from stack.layout import Layout
 

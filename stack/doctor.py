@@ -14,7 +14,7 @@ from contracts.errors import BatchmillError, ConfigurationError, SchemaMismatch
 from contracts.settings import load_settings
 from stack import flower, sockets, wheels
 from stack.findings import Finding, Situation, Verdict
-from stack.programs import WORKER
+from stack.programs import COMPRESSOR, WORKER
 from storage import schema
 from storage.artifacts import ArtifactStore
 from storage.broker import Tickets
@@ -100,26 +100,19 @@ def check_home(situation: Situation) -> list[Finding]:
 
 
 def check_stack(situation: Situation) -> list[Finding]:
-    """Whether the embedded stack runs and its worker takes up work."""
+    """Whether the embedded stack runs and its workers take up work."""
     if not situation.settings.embedded:
         return []
     stack = situation.stack
     if not stack.running:
         return [Finding("stack", Verdict.SKIPPED, "does not run; it starts with the first command that needs it")]
-    log = situation.layout.logs
     if not stack.ready:
         remedy = f"wait a moment; then see {situation.layout.supervisor_log}"
         return [Finding("stack", Verdict.WARNING, f"supervisor {stack.supervisor_pid} runs, servers do not", remedy)]
     running = ", ".join(f"{child.name} {child.pid}" for child in stack.children if child.pid)
     findings = [Finding("stack", Verdict.OK, running)]
-    restarts = sum(child.restarts for child in stack.children if child.name == WORKER)
-    if stack.worker_ready:
-        findings.append(Finding("worker", Verdict.OK, f"takes up work, started again {restarts} times"))
-    elif restarts < _RESTARTS:
-        findings.append(Finding("worker", Verdict.WARNING, "is still starting", "ask again in some seconds"))
-    else:
-        detail = f"does not come up, started again {restarts} times"
-        findings.append(Finding("worker", Verdict.BROKEN, detail, f"see {log / 'worker.log'}"))
+    for name, ready in ((WORKER, stack.worker_ready), (COMPRESSOR, stack.compressor_ready)):
+        findings.append(_worker(situation, name, ready))
     return findings
 
 
@@ -208,6 +201,16 @@ CHECKS: tuple[Callable[[Situation], list[Finding]], ...] = (
     check_libraries,
     check_device,
 )
+
+
+def _worker(situation: Situation, name: str, ready: bool) -> Finding:
+    restarts = sum(child.restarts for child in situation.stack.children if child.name == name)
+    if ready:
+        return Finding(name, Verdict.OK, f"takes up work, started again {restarts} times")
+    if restarts < _RESTARTS:
+        return Finding(name, Verdict.WARNING, "is still starting", "ask again in some seconds")
+    log = situation.layout.logs / f"{name}.log"
+    return Finding(name, Verdict.BROKEN, f"does not come up, started again {restarts} times", f"see {log}")
 
 
 def _server(name: str, number: int) -> Finding:

@@ -16,7 +16,7 @@ from stack import postgres, valkey
 from stack.layout import Layout
 from stack.locks import held, hold
 from stack.processes import end, end_orphans, tail
-from stack.programs import WORKER, environment, ready_file
+from stack.programs import COMPRESSOR, WORKER, environment, ready_file
 from stack.servers import LOCK_SECONDS
 from stack.state import ChildState, StackAddresses, StackState, read_state
 
@@ -39,6 +39,8 @@ class StackStatus:
     supervisor_pid: int | None
     addresses: StackAddresses | None
     children: tuple[ChildState, ...]
+    compressor_ready: bool = False
+    """The worker that compresses takes tickets."""
 
 
 def ensure(
@@ -107,11 +109,16 @@ def status(settings: Settings) -> StackStatus:
         home=layout.home,
         running=state is not None,
         ready=_answering(layout) is not None,
-        worker_ready=any(child.name == WORKER and child.pid for child in children) and ready_file(layout).exists(),
+        worker_ready=_takes_tickets(layout, children, WORKER),
         supervisor_pid=state.supervisor.pid if state else None,
         addresses=state.addresses if state else None,
         children=children,
+        compressor_ready=_takes_tickets(layout, children, COMPRESSOR),
     )
+
+
+def _takes_tickets(layout: Layout, children: Sequence[ChildState], name: str) -> bool:
+    return any(child.name == name and child.pid for child in children) and ready_file(layout, name).exists()
 
 
 def _start(settings: Settings, layout: Layout, command: Sequence[str], log_start: int, seconds: float) -> None:

@@ -1,11 +1,12 @@
-"""The programs beside the servers: the worker, beat, the deliverer of webhooks and Flower, told where everything is."""
+"""What runs beside the servers: the workers, beat, the deliverer of webhooks and Flower, told where everything is."""
 
 import os
 import sys
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from contracts.names import COMPRESSION_POOL
 from contracts.settings import Settings
 from stack import flower
 from stack.aftermath import release_leases
@@ -13,7 +14,7 @@ from stack.layout import Layout
 from stack.processes import Program
 from stack.state import StackAddresses
 
-WORKER, BEAT, WEBHOOKS = "worker", "beat", "webhooks"
+WORKER, COMPRESSOR, BEAT, WEBHOOKS = "worker", "compressor", "beat", "webhooks"
 _READY = "BATCHMILL_READY_FILE"
 
 
@@ -51,7 +52,6 @@ def programs_of(settings: Settings, addresses: StackAddresses) -> Sequence[Progr
     from storage.secrets import ensure_key_file
 
     layout = Layout.of(settings.home)
-    ready = ready_file(layout)
     ensure_key_file(layout.home)
     common = {
         **environment(settings),
@@ -60,15 +60,7 @@ def programs_of(settings: Settings, addresses: StackAddresses) -> Sequence[Progr
     }
     common.setdefault("BATCHMILL_ARTIFACTS", str(layout.artifacts))
     programs = [
-        Program(
-            name=WORKER,
-            command=(sys.executable, "-m", "worker"),
-            environment={**common, _READY: str(ready)},
-            folder=layout.home,
-            stop_seconds=20.0,
-            before=lambda: ready.unlink(missing_ok=True),
-            after=lambda pid: release_leases(addresses.database_url, pid),
-        ),
+        _worker(WORKER, common, layout, addresses),
         Program(
             name=BEAT,
             command=(sys.executable, "-m", "worker.beat"),
@@ -86,6 +78,8 @@ def programs_of(settings: Settings, addresses: StackAddresses) -> Sequence[Progr
             folder=layout.home,
             stop_seconds=10.0,
         ),
+        # The last: what it waits for is rare, and the others are to be ready soon.
+        _worker(COMPRESSOR, {**common, "BATCHMILL_POOL": COMPRESSION_POOL, **_port(settings, 3)}, layout, addresses),
     ]
     seen = {**common, "BATCHMILL_DATABASE_URL": as_role(addresses.database_url, roles.READER)}
     if (watching := flower.program_of(settings, layout, seen)) is not None:
@@ -93,11 +87,24 @@ def programs_of(settings: Settings, addresses: StackAddresses) -> Sequence[Progr
     return programs
 
 
+def _worker(name: str, environment: Mapping[str, str], layout: Layout, addresses: StackAddresses) -> Program:
+    ready = ready_file(layout, name)
+    return Program(
+        name=name,
+        command=(sys.executable, "-m", "worker"),
+        environment={**environment, _READY: str(ready)},
+        folder=layout.home,
+        stop_seconds=20.0,
+        before=lambda: ready.unlink(missing_ok=True),
+        after=lambda pid: release_leases(addresses.database_url, pid),
+    )
+
+
 def _port(settings: Settings, offset: int) -> dict[str, str]:
     """Where a program's metrics and probes are, so that no two of one host want the same port."""
     return {"BATCHMILL_METRICS_PORT": str(settings.metrics_port + offset)} if settings.metrics_port else {}
 
 
-def ready_file(layout: Layout) -> Path:
-    """What the worker touches once it consumes."""
-    return layout.run / "worker.ready"
+def ready_file(layout: Layout, name: str = WORKER) -> Path:
+    """What a worker of that name touches once it consumes."""
+    return layout.run / f"{name}.ready"
