@@ -2,11 +2,11 @@
 
 import sys
 
-from benchmarks import generation, latency, observed, overhead, quantizations, throughput, turns
+from benchmarks import compression, generation, latency, observed, overhead, quantizations, throughput, turns
 
 ALL = {
     module.__name__.rpartition(".")[2]: module.main
-    for module in (overhead, throughput, latency, generation, quantizations, turns, observed)
+    for module in (overhead, throughput, latency, generation, quantizations, turns, observed, compression)
 }
 
 if __name__ == "__main__":

