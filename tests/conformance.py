@@ -196,8 +196,8 @@ KINDS: dict[str, Kind] = {
         folder="onnx_int8_classifier",
         weights="model.onnx",
         limit=512,
-        tolerances={"int8": 0.1},
-        apart={"int8": 0.85},
+        tolerances={"int8": 0.2},
+        apart={"int8": 0.6},
     ),
     "rerank": Kind(
         RerankEngine,

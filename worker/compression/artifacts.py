@@ -75,8 +75,13 @@ def save(module: PreTrainedModel, source: Path, destination: Path) -> None:
         if gguf_file(weights):
             load_tokenizer(weights).save_pretrained(folder)
     _complete_config(module, weights / "config.json", folder / "config.json")
+    copy_others(source, destination, but=weights / "config.json")
+
+
+def copy_others(source: Path, destination: Path, but: Path | None = None) -> None:
+    """Copy all files that hold no weights, but for one."""
     for file in sorted(source.rglob("*")):
-        if file.is_file() and not _holds_weights(file) and file != weights / "config.json":
+        if file.is_file() and not _holds_weights(file) and file != but:
             copy = destination / file.relative_to(source)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, copy)

@@ -1,7 +1,6 @@
 """A model written as an ONNX graph: traced by transformers' own exporter, and compared with what was traced."""
 
 import inspect
-import shutil
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from transformers.exporters.exporter_onnx import OnnxExporter
 from contracts.errors import CompressionFailed, describe
 from contracts.names import Quantization, Task
 from contracts.recipes import Export
-from worker.compression.artifacts import KINDS, WEIGHTS, notes_on, transformer_folder
+from worker.compression.artifacts import KINDS, copy_others, notes_on, transformer_folder
 from worker.compression.order import Order, Outcome, Progress
 from worker.compression.silence import silence
 from worker.engines.padding import padded
@@ -64,7 +63,7 @@ def run(step: Export, order: Order, progress: Progress) -> Outcome:
     progress(0.7, "writing")
     folder = order.destination / source.relative_to(order.source)
     folder.mkdir(parents=True, exist_ok=True)
-    _copy_others(order.source, order.destination)
+    copy_others(order.source, order.destination)
     if gguf_file(source):
         with quiet():
             module.config.save_pretrained(folder)
@@ -113,16 +112,6 @@ def _name_axes(graph: onnx_ir.Graph) -> None:
         value.shape = value.type = None
     for value in (*graph.inputs, *graph.outputs):
         value.shape = onnx_ir.Shape([names.get(str(axis), axis) for axis in value.shape or ()])
-
-
-def _copy_others(source: Path, destination: Path) -> None:
-    """All files but the weights."""
-    for file in sorted(source.rglob("*")):
-        weights = {file.suffix, Path(file.name.removesuffix(".index.json")).suffix} & WEIGHTS
-        if file.is_file() and not weights:
-            copy = destination / file.relative_to(source)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, copy)
 
 
 def _difference(module: PreTrainedModel, folder: Path, task: Task) -> float:

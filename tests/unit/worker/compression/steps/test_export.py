@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,7 @@ def test_a_language_model_tells_the_same_likelihoods(language_model: Path, tmp_p
     calls: list[int] = []
     for logits in (2**24, 1):  # all at once, and text by text
         engines[1]._logits = logits
+        calls.clear()
         engines[1].checkpoint = lambda: calls.append(1)
         found = engines[1].run(rows, {"per_token": True})
         for one, other in zip(found, expected, strict=True):
@@ -159,10 +161,9 @@ def test_a_transformer_in_a_folder_of_its_own_stays_there(small: Path, tmp_path:
     (source / "0_Transformer").mkdir(parents=True)
     for file in small.iterdir():
         place = source if file.name in ("modules.json", "1_Pooling", "2_Normalize") else source / "0_Transformer"
-        (place / file.name).symlink_to(file)
+        (shutil.copytree if file.is_dir() else shutil.copy)(file, place / file.name)
     modules = json.loads((small / "modules.json").read_text())
     modules[0]["path"] = "0_Transformer"
-    (source / "modules.json").unlink()
     (source / "modules.json").write_text(json.dumps(modules))
     graph = exported(source, tmp_path / "out")
     assert (graph / "0_Transformer" / GRAPH).is_file()
