@@ -108,7 +108,7 @@ class Stage(_Model):
     """On the evaluation rows: of labels where there are any, else nll, else 1 - mean cosine, else KL to
     the parent, or for bare numbers the mean absolute difference."""
     measurement: Measurement | None = None
-    """Of the parent and of the result."""
+    """Always of the parent and of the result; of the others where memory holds all of them at once."""
 
 
 class Sensitivity(_Model):

@@ -107,8 +107,11 @@ def parse_params(task: Task, params: Mapping[str, Any] | None) -> dict[str, Any]
         raise InvalidParams(f"parameters of {task}: {problems} (it takes {known})") from None
 
 
-COMPRESS: Mapping[str, Any] = {"operation": "compress"}
-"""The parameters of a target that does not compute by its model but makes another of it: a compression's."""
+COMPRESS: Mapping[str, Any] = {"operation": "compress", "steps_version": 1}
+"""The parameters of a target that does not compute by its model but makes another of it: a compression's.
+
+The version is raised when a step comes to mean something else, so that nobody is given what it left before.
+"""
 
 
 def compresses(params: Mapping[str, Any]) -> bool:

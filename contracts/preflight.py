@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from contracts.names import Task
+from contracts.names import Quantization, Task
 from contracts.recipes import Distill, Export, PruneMagnitude, PruneStructured, Quantize, Step, title
 
 PROCESS_BYTES = 500_000_000
@@ -29,6 +29,8 @@ class ModelSize:
 
     memory_bytes: int
     """What its weights take when they are loaded."""
+    float_bytes: int
+    """What they take in float32, in which students learn and graphs are traced."""
     disk_bytes: int
     width: int
     """Of a token between layers, in numbers."""
@@ -36,10 +38,19 @@ class ModelSize:
     vocabulary: int
 
     @classmethod
-    def of(cls, config: Mapping[str, Any], *, memory_bytes: int, disk_bytes: int) -> "ModelSize":
+    def of(
+        cls,
+        config: Mapping[str, Any],
+        *,
+        memory_bytes: int,
+        disk_bytes: int,
+        quantization: Quantization = Quantization.NONE,
+    ) -> "ModelSize":
         """From a model's `config.json`; what it does not say is taken for that of a large encoder."""
+        halved = quantization in (Quantization.BF16, Quantization.FP16)
         return cls(
             memory_bytes=memory_bytes,
+            float_bytes=memory_bytes * (2 if halved else 1),
             disk_bytes=disk_bytes,
             width=_number(config, _WIDTHS, 1024),
             layers=_number(config, _LAYERS, 24),
@@ -55,7 +66,7 @@ class Need:
     memory_bytes: int
     """Of all its processes together."""
     disk_bytes: int
-    """Of what it writes: its artifact in a folder and in the store, and checkpoints."""
+    """Of what it writes: its artifact in the store and in a folder, where the next step reads a copy; checkpoints."""
 
 
 Needs: TypeAlias = Sequence[Need]
@@ -71,11 +82,14 @@ def needs(steps: Iterable[Step], size: ModelSize, task: Task, *, evaluated: bool
         evaluated: Whether the result is measured beside its parent.
     """
     found, memory, disk = [], size.memory_bytes, size.disk_bytes
+    largest = memory
     for step in steps:
-        found.append(Need(title(step), _memory(step, memory, size, task), _disk(step, memory, disk)))
-        memory, disk = _after(step, memory, disk)
+        found.append(Need(title(step), _memory(step, memory, size, task), _disk(step, memory, disk, size)))
+        memory, disk = _after(step, memory, disk, size)
+        largest = max(largest, memory)
     if evaluated:
-        found.append(Need(EVALUATION, PROCESS_BYTES + 2 * size.memory_bytes, 0))
+        # The evaluating process stays while two others, with the first model and the last, are measured in turns.
+        found.append(Need(EVALUATION, 3 * PROCESS_BYTES + 2 * largest, 0))
     return found
 
 
@@ -94,33 +108,38 @@ def _memory(step: Step, weights: int, size: ModelSize, task: Task) -> int:
         case Distill():
             # Weights, their gradients and two moments each; teacher and student of a language model side by side.
             generates = task in (Task.GENERATE, Task.SCORE)
-            state = 4 * weights + (size.memory_bytes if generates else 0)
+            state = 4 * size.float_bytes + (size.memory_bytes if generates else 0)
             tokens = min(-(-step.batch_size // step.processes) * step.max_tokens, _PASS_TOKENS)
             if generates:
                 tokens = min(tokens, _PASS_LOGITS // size.vocabulary)
             tokens = max(tokens, step.max_tokens)
             kept = size.layers * size.width * _ACTIVATIONS + (size.vocabulary * _LOGITS if generates else 0)
             return step.processes * (PROCESS_BYTES + state + tokens * kept * _FLOAT)
-        case PruneMagnitude() | Export():
-            return PROCESS_BYTES + 3 * weights  # all magnitudes at once, and their order; the graph beside the module
+        case PruneMagnitude():
+            return PROCESS_BYTES + 3 * weights  # all magnitudes at once, and their order
+        case Export():
+            return PROCESS_BYTES + 3 * size.float_bytes  # the graph beside the module, and in ONNX Runtime
         case _:
             return PROCESS_BYTES + 2 * weights
 
 
-def _disk(step: Step, weights: int, disk: int) -> int:
-    _, written = _after(step, weights, disk)
-    checkpoint = 8 * weights if isinstance(step, Distill) else 0  # both moments, the best; the old while new is written
+def _disk(step: Step, weights: int, disk: int, size: ModelSize) -> int:
+    _, written = _after(step, weights, disk, size)
+    # The weights, both moments and the best, in float32; the old ones stay while the new are written.
+    checkpoint = 8 * size.float_bytes if isinstance(step, Distill) else 0
     return 2 * written + checkpoint
 
 
-def _after(step: Step, memory: int, disk: int) -> tuple[int, int]:
+def _after(step: Step, memory: int, disk: int, size: ModelSize) -> tuple[int, int]:
     """Bytes in memory and on disk of what a step leaves, at most."""
     match step:
         case Quantize(method="bf16" | "fp16"):
             return memory // 2, disk // 2
         case Quantize():  # words' vectors stay as they are, and may be half of a small model
             return memory, disk
-        case PruneStructured() | PruneMagnitude() | Distill() | Export():
+        case Export():
+            return size.float_bytes, max(disk, size.float_bytes)
+        case PruneStructured() | PruneMagnitude() | Distill():
             return memory, max(disk, memory)
 
 

@@ -111,6 +111,10 @@ class _Texts:
                 yield raw.data.decode(errors="replace")
 
 
+class NoColumn(InvalidInput):
+    """The file has no column of that name."""
+
+
 def _find_columns(name: str, columns: list[str], id_column: str | None, input_column: str) -> tuple[str | None, str]:
     """The id's column, where there is one, and the input's.
 
@@ -122,7 +126,7 @@ def _find_columns(name: str, columns: list[str], id_column: str | None, input_co
     for column in (id_column, input_column):
         if column is not None and columns.count(column) != 1:
             problem = "stands more than once" if column in columns else "does not exist"
-            raise InvalidInput(
+            raise (InvalidInput if column in columns else NoColumn)(
                 f"column {column!r} {problem}; the file has {quoted(columns)}: name others with id_column and "
                 "input_column",
                 name,

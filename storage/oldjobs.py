@@ -19,8 +19,13 @@ EXPIRED = """
     jobs.state IN ('succeeded', 'failed', 'cancelled', 'expired')
     AND jobs.created_at < now() - {age} AND jobs.finished_at < now() - {age}
     AND NOT EXISTS (SELECT FROM deliveries WHERE deliveries.job_id = jobs.id AND deliveries.state = 'pending')
+    AND NOT EXISTS (
+        SELECT FROM compressions JOIN jobs AS taught ON taught.id = compressions.job_id,
+            jsonb_each_text(compressions.teachers) AS teacher
+        WHERE taught.state NOT IN ('succeeded', 'failed', 'cancelled', 'expired') AND teacher.value = jobs.id::text)
 """
-"""Which jobs may go, given an age; none while someone is yet to hear of it, and none where the age is null."""
+"""Which jobs may go, given an age: none while someone is yet to hear of it, none that a compression still learns from,
+and none where the age is null."""
 
 _OLD = EXPIRED.format(age="CAST(:age AS interval)")
 _COUNT = text(f"SELECT count(*), coalesce(sum(items), 0) FROM jobs WHERE {_OLD}")

@@ -4,7 +4,7 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from contracts.compression import Criterion, Measurement, Report, Stage, StepResult
+from contracts.compression import Criterion, Measurement, Report, Stage, StepResult, Training, TrainingPoint
 from contracts.models import ArtifactFile
 from contracts.names import COMPRESSION_POOL
 from contracts.recipes import Dataset
@@ -61,7 +61,21 @@ def report(job_id: UUID, parent: str = "model@1", **changes: Any) -> Report:
         ],
         "results": [
             StepResult(
-                files=[WEIGHTS], digest="d", format="torch", quantization="nf4", size_bytes=30_000_000, seconds=2.5
+                files=[WEIGHTS],
+                digest="d",
+                format="torch",
+                quantization="nf4",
+                size_bytes=30_000_000,
+                seconds=2.5,
+                notes=["16 weights stay as they are."],
+                training=Training(
+                    points=[
+                        TrainingPoint(update=update, epoch=1, loss=0.5, held_out_loss=loss, learning_rate=1e-4)
+                        for update, loss in ((0, 0.4), (30, 0.125))
+                    ],
+                    stopped="early",
+                    kept_update=30,
+                ),
             )
         ],
         "sensitivity": [],

@@ -3,6 +3,7 @@
 import logging
 import sys
 from contextlib import closing
+from secrets import token_hex
 
 from tenacity import Retrying, before_sleep_log, retry_if_exception_type, stop_after_delay, wait_exponential
 
@@ -65,7 +66,8 @@ def run(settings: Settings) -> int:
                 "--without-gossip",
                 "--task-events",  # for Flower: published, and kept by no broker when nobody listens
                 "--loglevel=WARNING",
-                f"--hostname={settings.pool}@%h.{id(app) & 0xFFFF:x}",
+                # Not by its number, which the next process of a container has too: RabbitMQ refuses a name twice.
+                f"--hostname={settings.pool}@%h.{token_hex(4)}",
             ]
         )
     return departure.exit_code

@@ -108,7 +108,7 @@ def run(
 
 @app.command()
 def check(context: typer.Context, model: ModelArgument, recipe: RecipeArgument, json: Json = False) -> None:
-    """Only look at a recipe: is it valid for the model, and what do its steps need of memory and disk?"""
+    """Check a recipe against a model, and show what its steps need of memory and disk; data is not read."""
     from producer.compression.recipe_file import read_recipe
 
     found = read_recipe(recipe)
@@ -156,6 +156,7 @@ def report(
 
 
 _NEEDS = ("STEP", "MEMORY", "DISK")
+_STOPPED = {"finished": "all epochs done", "early": "stopped early", "diverged": "diverged"}
 _STAGES = ("AFTER", "DISK", "FIDELITY", "LOSS", "P50", "INPUTS/S", "MEMORY", "PARAMETERS")
 
 
@@ -206,8 +207,26 @@ def _show_report(found: "Report") -> None:
         for stage in found.stages
     ]
     emit_table(_STAGES, rows, right=_STAGES[1:], drop=("PARAMETERS", "LOSS", "MEMORY"))
-    for note in found.notes:
+    for note in [*found.notes, *_of_steps(found)]:
         emit(f"- {note}")
+
+
+def _of_steps(found: "Report") -> list[str]:
+    """What each step said, and how its training went."""
+    from contracts.recipes import title
+
+    lines = []
+    for number, (step, result) in enumerate(zip(found.recipe, found.results, strict=False), 1):
+        said = list(result.notes)
+        if result.training is not None and (points := result.training.points):
+            said.insert(
+                0,
+                f"held-out loss {points[0].held_out_loss:.4f} at update {points[0].update}, "
+                f"{points[-1].held_out_loss:.4f} at update {points[-1].update}; {_STOPPED[result.training.stopped]}, "
+                f"and update {result.training.kept_update} kept",
+            )
+        lines += [f"step {number} ({title(step)}): {one}" for one in said]
+    return lines
 
 
 def _number(value: float | None, how: str) -> str:

@@ -103,7 +103,12 @@ def make_plan(
         )
     config = read_config(store, parent)
     steps = _with_students(database, steps, parent, config)
-    size = ModelSize.of(config, memory_bytes=parent.memory_bytes, disk_bytes=sum(file.size for file in parent.files))
+    size = ModelSize.of(
+        config,
+        memory_bytes=parent.memory_bytes,
+        disk_bytes=sum(file.size for file in parent.files),
+        quantization=parent.quantization,
+    )
     with database.transaction() as connection:
         limits = [
             worker.memory_limit

@@ -14,6 +14,7 @@ from contracts.jobs import JobInfo
 from producer.job import Job
 from producer.lines import Entry, raw_lines
 from producer.readers import read
+from producer.tables import NoColumn
 from storage import inputs, jobs
 from storage.database import Database
 
@@ -113,7 +114,7 @@ def _labels(path: Path, max_bytes: int) -> Iterable[Entry | None]:
         return repeat(None)
     try:
         return read(path, input_column="label", max_input_bytes=max_bytes)
-    except InvalidInput:
+    except NoColumn:
         return repeat(None)
 
 

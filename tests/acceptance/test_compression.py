@@ -10,7 +10,9 @@ import psutil
 import pytest
 from sqlalchemy import text
 
+from benchmarks.texts import stdlib_docstrings
 from benchmarks.weights import MINILM
+from contracts.errors import UnknownModel
 from contracts.states import JobState
 from producer import Client
 from tests.conftest import Mill, wait_until
@@ -71,6 +73,38 @@ def test_what_a_recipe_makes_is_registered_and_scored_with(
     assert after.size_bytes <= ratio * before.size_bytes
     assert job.save_report(tmp_path / "report.html").stat().st_size > 1000
     scored = client.submit(job.model, ["one text", "another"]).wait(timeout=200)
+    assert [len(result.output) for result in scored.results()] == [384, 384]
+
+
+@pytest.mark.timeout(600)
+def test_a_result_that_misses_what_is_asked_is_kept_as_rejected(both: tuple[Mill, Client], tmp_path: Path) -> None:
+    _, client = both
+    texts = stdlib_docstrings(36)
+    recipe = [
+        {"step": "prune", "method": "structured", "keep_ratio": 0.75},
+        {"step": "distill", "data": texts[:24], "epochs": 1, "max_tokens": 16},
+        {"step": "quantize", "method": "nf4"},
+    ]
+    job = client.compress("minilm", recipe, name="missed", evaluate=texts[24:], accept={"fidelity": 0.9999})
+    job.wait(timeout=400)
+    assert (job.state, job.compression.verdict, job.model) == (JobState.SUCCEEDED, "rejected", "missed@1")
+    report = job.report()
+    assert [stage.title for stage in report.stages] == [
+        "minilm@1",
+        "after step 1 (prune structured, keep 75%)",
+        "after step 2 (distill)",
+        "after step 3 (quantize nf4)",
+    ]
+    assert report.results[1].training is not None
+    [criterion] = report.criteria
+    assert (criterion.name, criterion.asked, criterion.met) == ("fidelity", 0.9999, False)
+    assert 0 < criterion.found == report.stages[-1].fidelity["fidelity"] < 0.9999
+    page = job.save_report(tmp_path / "report.html").read_text()
+    assert "rejected" in page
+    assert "<svg" in page or "data:image" in page
+    with pytest.raises(UnknownModel, match=r"'missed' was rejected.* name the version \(missed@1\)"):
+        client.submit("missed", ["one text"])
+    scored = client.submit("missed@1", ["one text", "another"]).wait(timeout=200)
     assert [len(result.output) for result in scored.results()] == [384, 384]
 
 

@@ -1,5 +1,6 @@
 """Every fenced block of the README and the docs is run, page by page, or says above itself why it is not."""
 
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -28,13 +29,21 @@ def world() -> Iterator[World]:
     shutil.rmtree(folder)
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", [name for name, blocks in BLOCKS.items() if any(not b.not_run for b in blocks)])
 def test_the_examples_of_a_page_run(page: str, world: World) -> None:
     with world.page(page) as here:
         for block in BLOCKS[page]:
             if not block.not_run:
                 here.run(block)
+
+
+def test_a_model_is_compressed_and_scored_with_in_under_ten_lines() -> None:
+    (block,) = (block for block in BLOCKS["docs/how-to/compression.md"] if block.language == "python")
+    lines = block.code.splitlines()
+    assert len(lines) < 10
+    assert [line for line in lines if "import" in line] == ["from producer import Client"]
+    assert re.findall(r'"step": "(\w+)"', block.code) == ["prune", "distill", "export", "quantize"]
 
 
 @pytest.mark.parametrize("block", [b for blocks in BLOCKS.values() for b in blocks if b.not_run], ids=str)

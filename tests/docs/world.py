@@ -84,6 +84,7 @@ class World:
         texts = [f"{name}: {text}" for text in stdlib_docstrings(LONG)]
         (folder / "texts.jsonl").write_text("".join(f"{json.dumps({'input': text})}\n" for text in texts))
         (folder / "texts.txt").write_text("\n".join(" ".join(text.split()) for text in texts[:50]))
+        (folder / "held-back.txt").write_text("\n".join(" ".join(text.split()) for text in texts[50:70]))
         (folder / "reviews.csv").write_text("review,text\n1,The soup was cold.\n2,Best noodles in town.\n")
         with Client() as client, pytest.MonkeyPatch.context() as patch:
             patch.chdir(folder)

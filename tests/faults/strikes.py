@@ -8,6 +8,7 @@ import signal
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 from tests.faults import inputs
@@ -297,9 +298,10 @@ class Clock(Fault):
     def _serve(self, world: World, offset: float) -> None:
         for _ in range(ATTEMPTS):
             worker = world.spawn(clock=offset)
-            if not world.wait(lambda: worker.code is not None or world.held_by(worker), PATIENCE):  # noqa: B023
+            held: list[str] = []
+            if not world.wait(partial(_holds_or_died, world, worker, held), PATIENCE):
                 raise AssertionError(f"a worker whose clock is off claimed nothing for a minute: {worker.log}")
-            if held := world.held_by(worker):
+            if held:
                 world.record(fault=self.name, held=held)
                 return
         raise AssertionError(f"no worker whose clock is off lived for long; the last one: {worker.log}")
@@ -350,3 +352,9 @@ def job_plan(world: World, number: int, first: int, count: int, **fields: Any) -
     """A job of the world's seed."""
     model = "killing" if first >= inputs.KILLERS_FROM else PLAIN
     return Plan(number=number, seed=world.shape.seed, model=model, first=first, count=count, **fields)
+
+
+def _holds_or_died(world: World, worker: Process, held: list[str]) -> bool:
+    """Whether either happened; the shards are noted at once, as they may be dealt with a moment later."""
+    held[:] = world.held_by(worker)
+    return bool(held) or worker.code is not None

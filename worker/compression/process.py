@@ -158,6 +158,8 @@ class CompressionProcess:
             with self._observed(lease, target, began) as span, self._heartbeat.keeping(lease):
                 self._work(lease, target, span)
         self._jobs += 1
+        with suppress(DatabaseUnavailable):  # what ended elsewhere meanwhile; the next job looks again
+            remove_stale(self._root, self._unfinished)
         self._succeed(pool)
         return Served(lease.job_id, lease.shard_id, len(lease.input_ids), target.model.reference)
 
@@ -218,7 +220,7 @@ class CompressionProcess:
                 except (Interrupted, Paused) as error:
                     self._release(lease)
                     log.info("%s: what its steps left stays", type(error).__name__.lower())
-                except DatabaseUnavailable:
+                except (ArtifactsUnavailable, DatabaseUnavailable):
                     raise
                 except (StepFailed, BatchmillError) as error:
                     self._fail(lease, StepFailed.of(error))

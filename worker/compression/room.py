@@ -6,29 +6,33 @@ from pathlib import Path
 import psutil
 
 from contracts.errors import DoesNotFit
-from contracts.preflight import Need
+from contracts.preflight import Needs, all_disk
 
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-def check(need: Need, folder: Path) -> None:
-    """Let a step begin that has room.
+def check(ahead: Needs, folder: Path, missing: int = 0) -> None:
+    """Let a step begin that has room, and whose successors have disk: they are not refused after hours.
 
     Args:
-        need: What it takes at most.
-        folder: Where it writes.
+        ahead: What it takes at most, and each that follows.
+        folder: Where they write.
+        missing: Bytes of artifacts that are copied there before.
 
     Raises:
         DoesNotFit: It has none; says what it needs, and what there is.
     """
-    if (memory := free_memory()) < need.memory_bytes:
+    needed = ahead[0].memory_bytes if ahead else 0
+    if (memory := free_memory()) < needed:
         raise DoesNotFit(
-            f"it needs about {need.memory_bytes / 1e9:.1f} GB of memory, and {memory / 1e9:.1f} GB are free on this "
+            f"it needs about {needed / 1e9:.1f} GB of memory, and {memory / 1e9:.1f} GB are free on this "
             "host: give it more, or begin with a smaller model"
         )
-    if (disk := shutil.disk_usage(folder).free) < need.disk_bytes:
+    written = all_disk(ahead) + missing
+    if (disk := shutil.disk_usage(folder).free) < written:
+        what = "it writes" if len(ahead) < 2 else f"it and what follows ({ahead[-1].title} is the last) write"
         raise DoesNotFit(
-            f"it writes about {need.disk_bytes / 1e9:.1f} GB, and {disk / 1e9:.1f} GB are free in {folder}: free some "
+            f"{what} about {written / 1e9:.1f} GB, and {disk / 1e9:.1f} GB are free in {folder}: free some "
             "space, or set BATCHMILL_HOME to where there is more"
         )
 

@@ -24,7 +24,9 @@ LOOK_SECONDS = 0.05
 LINE = 2_000
 """Characters of a line that a library wrote that are kept."""
 LAST_SECONDS = 5.0
-"""How long the last words of a process that has ended are waited for."""
+"""How long the last words of a process that was killed are waited for."""
+ANSWER_SECONDS = 120.0
+"""The same of one that ended well: its answer stands behind progress that a database which hangs takes long to note."""
 
 
 class StepFailed(Exception):
@@ -39,7 +41,7 @@ class StepFailed(Exception):
         """What any error means for the job, in one line."""
         if isinstance(error, StepFailed):
             return error
-        if _disk_is_full(error):
+        if disk_is_full(error):
             advice = "free some space where workers keep their files (BATCHMILL_HOME), and submit again"
             return cls(CompressionFailed.code, f"the disk is full: {advice}")
         if isinstance(error, BatchmillError):
@@ -113,7 +115,7 @@ def run(
         process.wait()
         with suppress(BrokenPipeError):
             process.stdin.close()
-        heard.join()
+        heard.join(ANSWER_SECONDS if process.returncode == 0 else LAST_SECONDS)
     return _answer(process.returncode, heard)
 
 
@@ -127,10 +129,10 @@ class _Heard:
         self._progress = progress
         self._threads = [self._thread(said, self._hear), self._thread(printed, self._note)]
 
-    def join(self) -> None:
-        """Hear it out."""
+    def join(self, seconds: float) -> None:
+        """Hear it out, for so long at most."""
         for thread in self._threads:
-            thread.join(LAST_SECONDS)
+            thread.join(seconds)
 
     @staticmethod
     def _thread(stream: IO[bytes], take: Callable[[str], None]) -> threading.Thread:
@@ -178,7 +180,7 @@ def _answer(code: int, heard: _Heard) -> dict[str, Any]:
     raise StepFailed(CompressionFailed.code, f"{what}: {heard.last}" if heard.last else what)
 
 
-def _disk_is_full(error: BaseException | None) -> bool:
+def disk_is_full(error: BaseException | None) -> bool:
     """Whether that is what an error, of any library, comes from."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

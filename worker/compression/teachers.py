@@ -1,6 +1,7 @@
 """What the parent gave for the rows of a distillation: computed by a scoring job, handed over as an array."""
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from contracts.errors import CompressionFailed
+from contracts.errors import CompressionFailed, JobNotFound
 from contracts.jobs import JobInfo
 from contracts.names import Task
 from contracts.states import JobState
@@ -37,7 +38,7 @@ class Lesson:
     """Rows without an output of the teacher."""
 
 
-def wait(database: Database, job_id: UUID, note: Progress, pause: Callable[[float], None]) -> JobInfo:
+def wait(database: Database, job_id: UUID, note: Progress, pause: Callable[[float], None], seconds: float) -> JobInfo:
     """The teacher's job, once it is done.
 
     Args:
@@ -45,16 +46,18 @@ def wait(database: Database, job_id: UUID, note: Progress, pause: Callable[[floa
         job_id: Which.
         note: Told how far it is.
         pause: Lets so many seconds pass; raises when nobody waits any more.
+        seconds: It is waited for so long at most.
 
     Raises:
-        CompressionFailed: It did not succeed.
-        JobNotFound: It was removed.
+        CompressionFailed: It did not succeed, not in that time, or it was removed.
     """
+    deadline = time.monotonic() + seconds
     while True:
-        with database.transaction() as connection:
-            info = jobs.get(connection, job_id)
+        info = _look(database, job_id)
         if info.state.terminal:
             break
+        if time.monotonic() > deadline:
+            raise CompressionFailed(_too_late(info, seconds))
         counts = info.counts
         share = 1 - counts.waiting / counts.distinct if counts.distinct else 0.0
         paused = ", paused" if info.state is JobState.PAUSED else ""
@@ -64,6 +67,25 @@ def wait(database: Database, job_id: UUID, note: Progress, pause: Callable[[floa
         why = f": {info.error_message}" if info.error_message else ""
         raise CompressionFailed(f"the teacher's job {job_id} is {info.state}{why}")
     return info
+
+
+def _look(database: Database, job_id: UUID) -> JobInfo:
+    try:
+        with database.transaction() as connection:
+            return jobs.get(connection, job_id)
+    except JobNotFound:
+        raise CompressionFailed(f"the teacher's job {job_id} was removed: submit the compression again") from None
+
+
+def _too_late(info: JobInfo, seconds: float) -> str:
+    advice = f"start a worker of the pool {info.pool!r}, or more of them"
+    if info.state is JobState.PAUSED:
+        advice = "resume it"
+    return (
+        f"the teacher's job {info.id} is {info.state} still, after {seconds:,.0f} s, and {info.counts.waiting} of "
+        f"{info.counts.distinct} rows are to be computed: {advice}, and submit again, or raise "
+        "BATCHMILL_COMPRESSION_STEP_SECONDS"
+    )
 
 
 def write(database: Database, info: JobInfo, data: Path, labels: list[str] | None, into: Path) -> Lesson:

@@ -16,7 +16,7 @@ import numpy as np
 
 from contracts import logs
 from contracts.compression import CompressionSpec, Report, StepResult
-from contracts.errors import CompressionFailed, DatabaseUnavailable, InvalidRequest, LeaseLost
+from contracts.errors import ArtifactsUnavailable, CompressionFailed, DatabaseUnavailable, InvalidRequest, LeaseLost
 from contracts.events import job_link
 from contracts.models import ArtifactFile, TargetSpec
 from contracts.names import Task
@@ -120,6 +120,7 @@ class Compression:
             Paused: The job is.
             LeaseLost: It was, at the very end.
             DatabaseUnavailable: Postgres has been away for as long as a lease lasts.
+            ArtifactsUnavailable: The artifact store is away, or this host's cache cannot be written.
         """
         done: list[StepResult] = []
         for position, step in enumerate(self._held.spec.recipe, 1):
@@ -142,12 +143,14 @@ class Compression:
         except (Interrupted, Paused, LeaseLost, DatabaseUnavailable):
             raise
         except Exception as error:
+            if isinstance(error, ArtifactsUnavailable) and not supervision.disk_is_full(error):
+                raise  # another time, or on another host
             failed = StepFailed.of(error)
             raise StepFailed(failed.code, f"{named}: {failed}") from error
 
     def _step(self, position: int, step: Step, done: Sequence[StepResult]) -> StepResult:
         began = time.monotonic()
-        self._check_room(position)
+        self._check_room(position, done)
         order, notes = self._order(position, step, done)
         request = {"do": "step", "step": step.model_dump(mode="json"), "order": ORDER.dump_python(order, mode="json")}
         outcome = OUTCOME.validate_python(self._subprocess(request))
@@ -200,7 +203,8 @@ class Compression:
         job_id = self._held.spec.teachers.get(dataset.file.sha256)
         if job_id is None:
             return rows, None, 0
-        info = teachers.wait(self._means.database, job_id, self._notes.note, self._wait)
+        seconds = self._means.settings.compression_step_seconds
+        info = teachers.wait(self._means.database, job_id, self._notes.note, self._wait, seconds)
         labels = _labels(parent) if info.task is Task.CLASSIFY else None
         lesson = teachers.write(self._means.database, info, rows, labels, self._scratch.of(position))
         return lesson.data, lesson.teacher, lesson.left_out
@@ -215,7 +219,7 @@ class Compression:
         return self._means.store.fetch(model.files, self._means.settings.cache)
 
     def _finish(self, done: Sequence[StepResult]) -> None:
-        self._check_room(len(done) + 1)
+        self._check_room(len(done) + 1, done)
         held, parent = self._held, self._held.target.model
         evaluate = held.spec.evaluate
         named = zip(held.spec.recipe, done, strict=True)
@@ -319,18 +323,20 @@ class Compression:
     def _rows(self, dataset: Dataset) -> Path:
         return self._artifact([dataset.file]) / dataset.file.path
 
-    def _check_room(self, position: int) -> None:
-        """See whether the step, or the evaluation behind the last one, fits."""
+    def _check_room(self, position: int, done: Sequence[StepResult]) -> None:
+        """See whether the step, or the evaluation behind the last one, fits, and the disk holds all that follows it."""
         parent, spec = self._held.target.model, self._held.spec
         config = self._parent / "config.json"
         size = ModelSize.of(
             json.loads(config.read_text()) if config.exists() else {},
             memory_bytes=parent.memory_bytes,
             disk_bytes=sum(file.size for file in parent.files),
+            quantization=parent.quantization,
         )
         found = needs(spec.recipe, size, parent.task, evaluated=spec.evaluate is not None)
-        if position <= len(found):
-            room.check(found[position - 1], self._scratch.folder)
+        fetched = self._scratch.fetched()
+        missing = sum(result.size_bytes for result in done if not (fetched / result.digest).is_dir())
+        room.check(found[position - 1 :], self._scratch.folder, missing)
 
     def _go_on(self) -> None:
         """Stop here where somebody paused the job or took it away."""

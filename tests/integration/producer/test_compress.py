@@ -249,6 +249,7 @@ def test_lines_of_files_are_named(client: Client, tmp_path: Path) -> None:
         ("b.jsonl", '"fine"\nnot json\n', "evaluate: b.jsonl, line 2: not JSON"),
         ("c.csv", "text\nfine\n", "evaluate: c.csv: column 'input' does not exist"),
         ("d.txt", "", "evaluate: there is no row"),
+        ("e.csv", "input,label,label\na,email,email\n", "evaluate: e.csv: column 'label' stands more than once"),
     ):
         (tmp_path / name).write_text(content)
         with pytest.raises((InvalidInput, InvalidRequest)) as raised:
@@ -453,6 +454,9 @@ def test_the_command_line_submits_shows_and_reports(
     assert "asked: fidelity" in report
     assert "0.9750" in report
     assert "made the model slower here" in report
+    flat = " ".join(report.split())
+    assert "step 1 (quantize nf4): 16 weights stay as they are." in flat
+    assert "held-out loss 0.4000 at update 0, 0.1250 at update 30; stopped early, and update 30 kept" in flat
     assert json.loads(batchmill("compress", "report", str(job.id), "--json").stdout)["model"] == "by-hand@1"
     out = tmp_path / "out.html"
     assert "the report is in" in batchmill("compress", "report", str(job.id), "--output", str(out)).stderr

@@ -183,6 +183,17 @@ def test_the_model_outlives_its_job(database: Database) -> None:
     assert (spec.parent, len(spec.recipe or [])) == ("model@1", 2)
 
 
+def test_who_teaches_stays_until_the_student_is_done(database: Database) -> None:
+    teacher = submit(database, make_target(database), ["a", "b"])
+    execute(database, "UPDATE jobs SET state = 'cancelled', finished_at = now() WHERE id = :id", id=teacher)
+    job_id = compress(database, SPEC.model_copy(update={"teachers": {ROWS.file.sha256: teacher}}))
+    retention.purge(database, Retention(jobs=timedelta(0), results=timedelta(0)))
+    assert query(database, "SELECT id FROM jobs WHERE id = :id", id=teacher) == [(teacher,)]
+    execute(database, "UPDATE jobs SET state = 'cancelled', finished_at = now() WHERE id = :id", id=job_id)
+    retention.purge(database, Retention(jobs=timedelta(0), results=timedelta(0)))
+    assert query(database, "SELECT count(*) FROM jobs") == [(0,)]
+
+
 def test_a_model_that_a_job_made_cannot_vanish_under_it(database: Database) -> None:
     compress(database)
     complete(database)

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -17,6 +18,7 @@ from contracts.compression import CompressionSpec, StepResult
 from contracts.jobs import JobInfo
 from contracts.models import ModelSpec
 from contracts.names import COMPRESSION_POOL
+from contracts.preflight import ModelSize, needs
 from contracts.recipes import parse_recipe
 from contracts.settings import Settings
 from contracts.states import JobState
@@ -247,6 +249,24 @@ def test_a_recipe_that_does_not_fit_fails_before_work_starts(shop: Shop, monkeyp
     assert (job.state, job.error_code) == (JobState.FAILED, "does_not_fit")
 
 
+def test_a_disk_that_is_too_small_for_a_later_step_fails_the_job_before_the_first(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent = shop.model()
+    size = ModelSize.of({}, memory_bytes=parent.memory_bytes, disk_bytes=sum(file.size for file in parent.files))
+    first, second = needs(parse_recipe([FIRST, SECOND]), size, parent.task)
+    free = first.disk_bytes + second.disk_bytes - 1
+    monkeypatch.setattr("worker.compression.room.shutil.disk_usage", lambda _: SimpleNamespace(free=free))
+    job_id = shop.submit(parent, FIRST, SECOND)
+    with shop.process() as process:
+        assert process.serve(COMPRESSION_POOL)
+    job = shop.job(job_id)
+    assert (job.state, job.error_code) == (JobState.FAILED, "does_not_fit")
+    assert job.error_message is not None
+    assert job.error_message.startswith("step 1 (prune magnitude, keep 50%): it and what follows (quantize int8 is")
+    assert shop.left(job_id) == []
+
+
 def test_a_cancelled_job_ends_its_process_within_two_seconds(shop: Shop, eventually: Eventually) -> None:
     job_id = shop.submit(shop.model(_1="sleep"), FIRST)
     with shop.process() as process, serving(process):
@@ -332,6 +352,23 @@ def test_an_artifact_that_was_damaged_between_steps_is_refused(shop: Shop) -> No
     assert job.error_message is not None
     assert job.error_message.startswith(f"step 2 (quantize int8): {standin_step.WEIGHTS} in the artifact store")
     assert weights.sha256 in job.error_message
+
+
+def test_a_store_that_is_away_for_a_while_costs_no_job(shop: Shop) -> None:
+    job_id = shop.submit(shop.model(), FIRST)
+    artifacts, away = shop.folder / "artifacts", shop.folder / "away"
+    artifacts.rename(away)
+    artifacts.write_text("no folder")
+    with shop.process() as process:
+        assert process.serve(COMPRESSION_POOL)
+        assert shop.job(job_id).state is JobState.RUNNING
+        assert shop.shard(job_id).state == "queued"
+        assert process.serve(COMPRESSION_POOL) is None  # it rests
+        artifacts.unlink()
+        away.rename(artifacts)
+        execute(shop.database, "UPDATE shards SET not_before = NULL")
+        assert process.serve(COMPRESSION_POOL)
+    assert shop.job(job_id).state is JobState.SUCCEEDED
 
 
 def test_a_host_where_a_lost_job_is_still_worked_on_leaves_it_alone(shop: Shop) -> None:

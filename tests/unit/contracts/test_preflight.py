@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from contracts.models import ArtifactFile
-from contracts.names import Task
+from contracts.names import Quantization, Task
 from contracts.preflight import PROCESS_BYTES, ModelSize, all_disk, most_memory, needs
 from contracts.recipes import Dataset, parse_recipe
 
@@ -48,6 +48,26 @@ def test_a_language_model_is_taught_with_its_teacher_beside_it() -> None:
     assert beside - alone >= SIZE.memory_bytes
 
 
+@pytest.mark.parametrize("quantization", [Quantization.BF16, Quantization.FP16])
+def test_students_and_graphs_are_float32_whatever_the_parent_is_held_in(quantization: Quantization) -> None:
+    half = ModelSize.of(MINILM, memory_bytes=45_000_000, disk_bytes=46_000_000, quantization=quantization)
+    for step in (distill(), {"step": "export"}):
+        assert memory(step, half) == memory(step)
+    for step in ({"step": "prune", "method": "magnitude", "keep_ratio": 0.5}, {"step": "quantize", "method": "nf4"}):
+        assert memory(step, half) < memory(step)
+    (graph,) = needs(parse_recipe([{"step": "export"}]), half, Task.EMBED)
+    assert graph.disk_bytes == 2 * SIZE.memory_bytes
+    # The graph is measured as large as it is.
+    evaluation = needs(parse_recipe([{"step": "export"}]), half, Task.EMBED, evaluated=True)[-1]
+    assert evaluation.memory_bytes == 3 * PROCESS_BYTES + 2 * SIZE.memory_bytes
+
+
+def test_a_model_is_evaluated_by_three_processes() -> None:
+    recipe = parse_recipe([{"step": "quantize", "method": "nf4"}])
+    *_, evaluation = needs(recipe, SIZE, Task.EMBED, evaluated=True)
+    assert evaluation.memory_bytes == 3 * PROCESS_BYTES + 2 * SIZE.memory_bytes
+
+
 def test_steps_and_the_evaluation_each_say_what_they_need() -> None:
     recipe = parse_recipe(
         [
@@ -58,7 +78,7 @@ def test_steps_and_the_evaluation_each_say_what_they_need() -> None:
     )
     found = needs(recipe, SIZE, Task.EMBED, evaluated=True)
     assert [need.title for need in found] == ["prune structured, keep 50%", "distill", "quantize bf16", "evaluation"]
-    assert most_memory(found).title == "distill"
+    assert most_memory(found[:3]).title == "distill"
     assert all_disk(found) == sum(need.disk_bytes for need in found)
     assert found[1].disk_bytes > found[0].disk_bytes > found[2].disk_bytes > found[3].disk_bytes == 0
     assert len(needs(recipe, SIZE, Task.EMBED)) == 3

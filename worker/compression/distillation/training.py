@@ -71,6 +71,7 @@ class Course:
         self._schedule: LRScheduler = make_schedule(step, optimizer, self._updates)
         self._accelerator.register_for_checkpointing(self._schedule)
         self._checkpoints = Checkpoints(folder, self._accelerator)
+        self._zeros = _zeros(self._student)
 
     @property
     def leads(self) -> bool:
@@ -156,6 +157,8 @@ class Course:
         if math.isfinite(mean):
             self._optimizer.step()
             self._schedule.step()
+            for weight, zero in self._zeros:
+                weight.data.masked_fill_(zero, 0.0)
         self._optimizer.zero_grad()
         return mean
 
@@ -202,3 +205,9 @@ class Course:
     def _over_all(self, value: torch.Tensor) -> float:
         """The sum over processes."""
         return float(self._accelerator.reduce(value.to(self._device, torch.float32), "sum"))
+
+
+def _zeros(student: torch.nn.Module) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Linear layers' weights of which some are zero, and which: what a step before has pruned stays pruned."""
+    linear = (layer.weight for layer in student.modules() if isinstance(layer, torch.nn.Linear))
+    return [(weight, zero) for weight in linear if bool((zero := weight == 0).any())]

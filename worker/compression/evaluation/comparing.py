@@ -45,6 +45,8 @@ def compare(task: Task, parent: Sequence[Any], result: Sequence[Any], labels: Se
             before, after = (_matrix(rows, names) for rows in (parent, result))
             if len(names) == 1 or before.min() < 0 or before.max() > 1:
                 return _numbers(before, after, labels)
+            if any(isinstance(label, list) for label in labels):
+                return _label_sets(before, after, labels, names)
             return _labels(before, after, label_numbers(labels, names))
         case Task.RERANK:
             return _rankings([_in_place(row) for row in parent], [_in_place(row) for row in result])
@@ -71,6 +73,11 @@ def label_numbers(labels: Sequence[Any], names: Sequence[str]) -> NDArray[np.int
     return np.array(found, np.intp)
 
 
+def is_known(label: Any, names: Sequence[str]) -> bool:
+    """Whether the model has this label, or all of a list."""
+    return bool((label_numbers(label if isinstance(label, list) else [label], names) != UNKNOWN).all())
+
+
 def _vectors(parent: Floats, result: Floats) -> Scores:
     found = fidelity.cosines(parent, result)
     mean = float(found.mean())
@@ -95,6 +102,23 @@ def _labels(parent: Floats, result: Floats, labels: NDArray[np.intp]) -> Scores:
         "macro_f1": fidelity.macro_f1(predicted, labels[known]),
     }
     return Scores(quality, figures, fidelity.cross_entropy(result[known], labels[known]))
+
+
+def _label_sets(parent: Floats, result: Floats, labels: Sequence[Any], names: Sequence[str]) -> Scores:
+    """Of rows that may have any number of labels each: a label is told where its score is at least a half."""
+    bare = _labels(parent, result, np.full(len(labels), UNKNOWN, np.intp))
+    known = [place for place, label in enumerate(labels) if label is not None and is_known(label, names)]
+    if not known:
+        return bare
+    truth = np.zeros((len(known), len(names)), bool)
+    for row, place in zip(truth, known, strict=True):
+        row[label_numbers(labels[place] if isinstance(labels[place], list) else [labels[place]], names)] = True
+    told = result[known] >= 0.5
+    quality = {
+        "accuracy": float((told == truth).all(1).mean()),
+        "macro_f1": fidelity.macro_f1_of_sets(told, truth),
+    }
+    return Scores(quality, bare.fidelity, fidelity.cross_entropy_of_sets(result[known], truth))
 
 
 def _numbers(parent: Floats, result: Floats, labels: Sequence[Any]) -> Scores:

@@ -9,7 +9,7 @@ from contracts.compression import Measurement, Sensitivity, Stage
 from contracts.errors import CompressionFailed
 from contracts.names import Task
 from contracts.settings import Settings
-from worker.compression.evaluation import measurement, notes, sensitivity
+from worker.compression.evaluation import measurement, memory, notes, sensitivity
 from worker.compression.evaluation.comparing import Scores, compare
 from worker.compression.evaluation.machine import describe_machine
 from worker.compression.evaluation.measuring import Subject
@@ -42,9 +42,9 @@ def evaluate(order: EvaluationOrder, progress: Progress) -> Evaluated:
     rows = read_rows(order.data)
     found = _judge(order, rows, hardware.device, progress)
     layers = _sensitivity(order, rows, progress)
-    measured, spread = _measure(order, progress)
+    measured, spread = _measure(order, hardware.device, progress)
     stages = [_stage(model, scores, None) for model, scores in zip(models, found.scores, strict=True)]
-    for place, of_model in zip((0, -1), measured, strict=True):
+    for place, of_model in measured.items():
         stages[place] = stages[place].model_copy(update={"measurement": of_model})
     said = [
         *found.notes,
@@ -147,10 +147,23 @@ def _sensitivity(order: EvaluationOrder, rows: Sequence[Row], progress: Progress
     return sensitivity.measure(subject, payloads_of(order, rows), _part(progress, OUTPUTS, SENSITIVITY, message))
 
 
-def _measure(order: EvaluationOrder, progress: Progress) -> tuple[list[Measurement], float]:
+def _measure(order: EvaluationOrder, device: str, progress: Progress) -> tuple[dict[int, Measurement], float]:
+    """By the place of the stage; the parent and the result are always among them."""
     assert order.data is not None
-    subjects = [Subject(model, order.task, order.engine, order.data) for model in (order.parent, order.artifacts[-1])]
-    return measurement.measure(subjects, _part(progress, SENSITIVITY, 1.0, "measuring speed and memory"))
+    models = [order.parent, *order.artifacts]
+    subjects = [Subject(model, order.task, order.engine, order.data) for model in models]
+    places = measurement.places([size_bytes(model.folder) for model in models], memory.free(device))
+    report = _part(progress, SENSITIVITY, 1.0, "measuring speed and memory")
+    ends = [0, len(models) - 1]
+    try:
+        found, spread = measurement.measure([subjects[place] for place in places], report)
+    except CompressionFailed:
+        if places == ends:
+            raise
+        # What stands between the two may not compute at all, as before a distillation that mends it.
+        places = ends
+        found, spread = measurement.measure([subjects[place] for place in places])
+    return dict(zip(places, found, strict=True)), spread
 
 
 def _part(progress: Progress, begin: float, end: float, message: str) -> Callable[[float], None]:

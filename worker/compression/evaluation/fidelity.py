@@ -112,6 +112,19 @@ def macro_f1(predicted: NDArray[np.intp], labels: NDArray[np.intp]) -> float:
     return float(np.mean(scores))
 
 
+def macro_f1_of_sets(predicted: NDArray[np.bool_], labels: NDArray[np.bool_]) -> float:
+    """The same where a row may have any number of labels: which it has, and which it is told to have, `[n, labels]`."""
+    true, said = 2 * (predicted & labels).sum(0), predicted.sum(0) + labels.sum(0)
+    occurs = said > 0
+    return float((true[occurs] / said[occurs]).mean()) if occurs.any() else 1.0
+
+
+def cross_entropy_of_sets(scores: Floats, labels: NDArray[np.bool_]) -> float:
+    """The mean over rows of the sum over labels of `-log` of the score that the right yes or no has, `[n, labels]`."""
+    right = np.where(labels, scores, 1 - scores).astype(np.float64)
+    return float(-np.log(np.maximum(right, SMALLEST)).sum(1).mean())
+
+
 def correlation(parent: Floats, result: Floats) -> float:
     """Pearson's; where one side is constant, 1 if both are the same and else 0."""
     one, other = parent.astype(np.float64).ravel(), result.astype(np.float64).ravel()

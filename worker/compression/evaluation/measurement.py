@@ -12,6 +12,7 @@ import numpy as np
 
 from contracts.compression import Measurement
 from contracts.errors import CompressionFailed
+from contracts.preflight import PROCESS_BYTES
 from worker.compression.evaluation import measuring
 from worker.compression.evaluation.measuring import Loaded, Speed, Subject
 from worker.compression.evaluation.weights import count, size_bytes
@@ -21,9 +22,23 @@ ROUNDS = 3
 LATENCY_SECONDS = 1.2
 SPEED_SECONDS = 2.0
 """About what a round takes of the slowest model."""
+FULL_ROUNDS = 3
+"""Models that have rounds of that length; the rounds of more are shorter, so that all take about as long."""
 LATENCY_ROWS = 5, 100
 """At least and at most, in a round."""
 TRIAL_ROWS = 3
+
+
+def places(sizes: Sequence[int], free_bytes: int) -> list[int]:
+    """Which models are measured: all of them, or the first and the last alone where memory does not hold all at once.
+
+    Args:
+        sizes: Bytes of each on disk.
+        free_bytes: Of memory.
+    """
+    if sum(PROCESS_BYTES + 2 * size for size in sizes) <= free_bytes:
+        return list(range(len(sizes)))
+    return [0, len(sizes) - 1]
 
 
 def measure(
@@ -42,16 +57,21 @@ def measure(
     """
     with ExitStack() as running:
         # One after the other: a load is timed.
-        models = [running.enter_context(_Process(subject)) for subject in subjects]
-        report(0.4)
+        models = []
+        for number, subject in enumerate(subjects, 1):
+            models.append(running.enter_context(_Process(subject)))
+            report(0.4 * number / len(subjects))
         lengths = np.array([model.loaded.lengths for model in models])
         usable = np.flatnonzero((lengths > 0).all(0))
         if not len(usable):
-            raise CompressionFailed("no evaluation row is one that the model takes before and after: give others")
+            raise CompressionFailed(
+                "no evaluation row is one that the model takes before and after each step: give others"
+            )
         # The same rows in the same order for every model, and any beginning of them is a fair sample.
         order = np.random.default_rng(0).permutation(usable)
-        alone = order[: _rows_alone(models, order)].tolist()
-        together = order[: _rows_together(models, lengths[:, order])].tolist()
+        share = min(FULL_ROUNDS / len(models), 1.0)
+        alone = order[: _rows_alone(models, order, share)].tolist()
+        together = order[: _rows_together(models, lengths[:, order], share)].tolist()
         latencies: list[list[list[float]]] = [[] for _ in models]
         speeds: list[list[Speed]] = [[] for _ in models]
         for number in range(ROUNDS):
@@ -66,19 +86,19 @@ def measure(
     return found, max(_spread([speed.inputs / speed.seconds for speed in of_model]) for of_model in speeds)
 
 
-def _rows_alone(models: Sequence["_Process"], order: Any) -> int:
-    """Rows that the slowest model computes one by one in the time of a round."""
+def _rows_alone(models: Sequence["_Process"], order: Any, share: float) -> int:
+    """Rows that the slowest model computes one by one in that share of the time of a round."""
     trial = order[:TRIAL_ROWS].tolist()
     slowest = max(statistics.median(model.ask("latencies", trial)) for model in models)
     least, most = LATENCY_ROWS
-    return max(min(int(LATENCY_SECONDS / slowest), most), least)
+    return max(min(int(share * LATENCY_SECONDS / slowest), most), least)
 
 
-def _rows_together(models: Sequence["_Process"], lengths: Any) -> int:
-    """Rows that the slowest model computes in micro-batches in the time of a round; at least a pass of each."""
+def _rows_together(models: Sequence["_Process"], lengths: Any, share: float) -> int:
+    """Rows that the slowest model computes in micro-batches in that share of a round; at least a pass of each."""
     counts = []
     for model, of_rows in zip(models, lengths, strict=True):
-        enough = max(SPEED_SECONDS * model.loaded.tokens_per_second, model.loaded.budget_tokens)
+        enough = max(share * SPEED_SECONDS * model.loaded.tokens_per_second, model.loaded.budget_tokens)
         counts.append(int(np.searchsorted(np.cumsum(of_rows), enough)) + 1)
     return min(counts)
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import psutil
 import torch
 
+from worker.compression.room import free_memory
+
 _PEAK = re.compile(r"VmHWM:\s+(\d+) kB")
 
 
@@ -17,6 +19,13 @@ def held(device: str) -> int:
         return int(torch.cuda.memory_allocated(device))
     _give_back()
     return int(psutil.Process().memory_info().rss)
+
+
+def free(device: str) -> int:
+    """Bytes that further processes may take of the host, and of the GPU that they compute on."""
+    if device.startswith("cuda"):
+        return min(free_memory(), int(torch.cuda.mem_get_info(device)[0]))
+    return free_memory()
 
 
 def forget_peak(device: str) -> None:

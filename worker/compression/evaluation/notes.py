@@ -8,8 +8,8 @@ from typing import Any
 from contracts.compression import Measurement, Stage
 from contracts.errors import ItemFailed
 from contracts.names import Task
-from contracts.recipes import PruneMagnitude
-from worker.compression.evaluation.comparing import UNKNOWN, label_names, label_numbers
+from contracts.recipes import PruneMagnitude, title
+from worker.compression.evaluation.comparing import is_known, label_names
 from worker.compression.evaluation.fidelity import NEIGHBOURS
 from worker.compression.evaluation.measuring import NEW_TOKENS
 from worker.compression.evaluation.order import EvaluationOrder
@@ -52,12 +52,12 @@ def on_errors(count: int, errors: Sequence[tuple[str, Mapping[int, ItemFailed]]]
     if not left_out:
         return []
     parts = []
-    for title, of_model in errors:
+    for model, of_model in errors:
         causes = Counter(error.item_code for error in of_model.values())
         if causes:
             said = ", ".join(f"{number} {code}" for code, number in causes.most_common())
             nothing = " – none is left, so its fidelity is 0" if len(of_model) == count else ""
-            parts.append(f"{title} ({said}){nothing}")
+            parts.append(f"{model} ({said}){nothing}")
     return [f"{len(left_out)} of {count} rows were not computed by all models: {'; '.join(parts)}."]
 
 
@@ -69,8 +69,7 @@ def on_labels(task: Task, outputs: Sequence[Any], labels: Sequence[Any], folder:
     names = label_names(outputs, folder)
     if len(names) == 1:
         return []
-    numbers = label_numbers(given, names)
-    unknown = [label for label, number in zip(given, numbers.tolist(), strict=True) if number == UNKNOWN]
+    unknown = [label for label in given if not is_known(label, names)]
     if not unknown:
         return []
     return [
@@ -80,12 +79,12 @@ def on_labels(task: Task, outputs: Sequence[Any], labels: Sequence[Any], folder:
 
 
 def on_measurements(order: EvaluationOrder, stages: Sequence[Stage], spread: float) -> list[str]:
-    """Of speed and memory, before and after all steps."""
+    """Of speed and memory: of each step beside the model that it was given, and of the result beside its parent."""
     before, after = stages[0].measurement, stages[-1].measurement
     assert before is not None
     assert after is not None
     steps = "step 1" if len(order.recipe) == 1 else f"the {len(order.recipe)} steps together"
-    found = [*_on_speed(steps, before, after), *_on_zeros(order, before, after)]
+    found = [*_on_steps(order, stages, spread), *_on_speed(steps, before, after), *_on_zeros(order, before, after)]
     if after.memory_bytes > before.memory_bytes * (1 + CLEAR):
         found.append(
             f"It takes more memory than before: {after.memory_bytes / 1e6:,.0f} MB while it computes, and its parent "
@@ -94,6 +93,24 @@ def on_measurements(order: EvaluationOrder, stages: Sequence[Stage], spread: flo
     if spread > BUSY:
         found.append(
             f"Something else was running: rounds of one measurement are {spread:.0%} apart, so that speeds are rough."
+        )
+    return found
+
+
+def _on_steps(order: EvaluationOrder, stages: Sequence[Stage], spread: float) -> list[str]:
+    """Of each of several steps that made the model slower; what was not measured on both sides is not told."""
+    if len(order.recipe) == 1:
+        return []
+    found = []
+    clear = max(CLEAR, min(spread, BUSY))  # many comparisons: less than what rounds lie apart is chance
+    measured = [stage.measurement for stage in stages]
+    for number, (step, before, after) in enumerate(zip(order.recipe, measured, measured[1:], strict=False), 1):
+        if before is None or after is None or (speed := after.throughput / before.throughput) >= 1 - clear:
+            continue
+        source = "its parent" if number == 1 else f"the model after step {number - 1}"
+        found.append(
+            f"Step {number} ({title(step)}) made the model slower here: {speed:.2f} times the inputs a second of "
+            f"{source}."
         )
     return found
 

@@ -162,12 +162,25 @@ def _columns(stages: Sequence[Stage]) -> list[tuple[str, Callable[[Stage], float
     """Of the table of stages: a heading, and what of a stage stands below it."""
     found = dict.fromkeys(("quality", key) for stage in stages for key in stage.quality)
     found |= dict.fromkeys(("fidelity", key) for stage in stages for key in stage.fidelity if key not in SAME)
-    return [(NAMES.get(key, key), partial(_figure_of, kind=kind, key=key)) for kind, key in found]
+    columns: list[tuple[str, Callable[[Stage], float | None]]] = [
+        (NAMES.get(key, key), partial(_figure_of, kind=kind, key=key)) for kind, key in found
+    ]
+    if any(stage.measurement is not None for stage in stages[1:-1]):  # before and after have a table of their own
+        columns += [("latency, ms", _latency), ("inputs a second", _throughput)]
+    return columns
 
 
 def _figure_of(stage: Stage, kind: str, key: str) -> float | None:
     figures: dict[str, float] = getattr(stage, kind)
     return figures.get(key)
+
+
+def _latency(stage: Stage) -> float | None:
+    return None if stage.measurement is None else stage.measurement.latency_p50 * 1e3
+
+
+def _throughput(stage: Stage) -> float | None:
+    return None if stage.measurement is None else stage.measurement.throughput
 
 
 def _changes(stages: Sequence[Stage]) -> list[tuple[float | None, float | None]]:

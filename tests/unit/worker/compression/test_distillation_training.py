@@ -1,5 +1,6 @@
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 from contracts.errors import CompressionFailed, InvalidRequest
@@ -108,6 +110,25 @@ def test_a_training_is_looked_at_four_times_an_epoch(embeddings: Callable[..., O
     assert rates[-1] == 0
 
 
+def test_gradients_are_scaled_down_to_the_norm_that_is_given(embeddings: Callable[..., Order], tmp_path: Path) -> None:
+    moved = {}
+    for clip_norm in (None, 1e-6):
+        step = distillation(
+            student=(0,),
+            optimizer="sgd",
+            learning_rate=0.1,
+            weight_decay=0,
+            schedule="constant",
+            warmup=0,
+            batch_size=16,
+            epochs=1,
+            clip_norm=clip_norm,
+        )
+        found = losses(run(step, embeddings(tmp_path / str(clip_norm)), quietly))
+        moved[clip_norm] = max(abs(loss - found[0]) for loss in found)
+    assert moved[1e-6] < 1e-5 < 1e-3 < moved[None]
+
+
 def test_equal_steps_write_equal_bytes(embeddings: Callable[..., Order], tmp_path: Path) -> None:
     step = distillation(student=(0,), batch_size=16, epochs=1, augmentation={"word_swap": 0.1, "token_dropout": 0.1})
     found = []
@@ -193,6 +214,19 @@ def test_a_training_that_diverges_at_once_fails(embeddings: Callable[..., Order]
     with pytest.raises(CompressionFailed, match="diverged at update 1, .*: take a learning_rate below"):
         run(step, given, quietly)
     assert not any((tmp_path / "out").iterdir())
+
+
+def test_what_was_pruned_before_stays_pruned(encoder: Path, tmp_path: Path) -> None:
+    pruned = shutil.copytree(encoder, tmp_path / "pruned")
+    weights = load_file(pruned / "model.safetensors")
+    name = next(name for name in weights if name.endswith("intermediate.dense.weight"))
+    weights[name][:, ::2] = 0.0
+    save_file(weights, pruned / "model.safetensors", {"format": "pt"})
+    given = order(tmp_path, pruned, texts(64), teacher=teacher_outputs(encoder, Task.EMBED, texts(64)))
+    run(distillation(batch_size=8, epochs=2, held_out=0.2), given, quietly)
+    found = load_file(given.destination / "model.safetensors")[name]
+    assert not found[:, ::2].any()
+    assert not torch.equal(found, weights[name])
 
 
 @pytest.mark.parametrize(("labelled", "share"), [(True, 0.9), (False, 0.7)])

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,21 @@ from worker.compression.room import all_memory, check, free_memory
     [(10**18, 0, r"1000000000\.0 GB of memory, and \d+\.\d GB are free"), (0, 10**18, "writes about 1000000000.0 GB")],
 )
 def test_a_step_without_room_is_refused_with_both_numbers(memory: int, disk: int, message: str, tmp_path: Path) -> None:
-    check(Need("step", 0, 0), tmp_path)
+    check([Need("step", 0, 0)], tmp_path)
     with pytest.raises(DoesNotFit, match=message):
-        check(Need("step", memory, disk), tmp_path)
+        check([Need("step", memory, disk)], tmp_path)
+
+
+def test_the_disk_is_looked_at_for_all_that_follows(tmp_path: Path) -> None:
+    share = int(shutil.disk_usage(tmp_path).free * 0.6)
+    ahead = [Need("prune", 0, share), Need("export", 10**18, share)]
+    check(ahead[:1], tmp_path)
+    with pytest.raises(DoesNotFit, match=r"it and what follows \(export is the last\) write about"):
+        check(ahead, tmp_path)
+    with pytest.raises(DoesNotFit, match="it writes about"):
+        check(ahead[:1], tmp_path, missing=share)
+    with pytest.raises(DoesNotFit, match="it writes about"):
+        check([], tmp_path, missing=2 * share)
 
 
 def test_a_container_has_what_its_control_group_may_take(tmp_path: Path) -> None:

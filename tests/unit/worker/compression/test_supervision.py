@@ -103,10 +103,10 @@ def test_an_interruption_ends_it_at_once(eventually: Callable[..., None]) -> Non
     assert gone(below[0])
 
 
-def test_what_it_leaves_running_is_ended() -> None:
+def test_what_it_leaves_running_is_ended(eventually: Callable[..., None]) -> None:
     pid = ask("leave")
     assert isinstance(pid, int)
-    assert gone(pid)
+    eventually(lambda: gone(pid))
 
 
 def test_it_dies_with_the_worker_and_so_does_what_it_started(eventually: Callable[..., None]) -> None:

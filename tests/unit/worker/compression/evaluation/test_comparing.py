@@ -59,6 +59,22 @@ def test_labels_that_are_a_yes_or_no_each() -> None:
     assert of(Task.CLASSIFY, parent, result).fidelity["kl"] == pytest.approx(expected)
 
 
+def test_rows_that_have_any_number_of_labels() -> None:
+    parent = [
+        best_first(0.9, 0.6, 0.1),
+        best_first(0.8, 0.2, 0.3),
+        best_first(0.1, 0.2, 0.3),
+        best_first(0.7, 0.9, 0.9),
+    ]
+    found = of(Task.CLASSIFY, parent, parent, [["no", "maybe"], ["no", "yes"], [], ["perhaps"]])
+    # The rows of known labels: all met, yes missed, rightly none. F1 of no and of maybe 1, of yes 0.
+    assert found.quality == {"accuracy": pytest.approx(2 / 3), "macro_f1": pytest.approx(2 / 3)}
+    right = [0.9, 0.6, 0.9, 0.8, 0.8, 0.3, 0.9, 0.8, 0.7]
+    assert found.loss == pytest.approx(-sum(map(math.log, right)) / 3)
+    assert found.fidelity["agreement"] == 1
+    assert of(Task.CLASSIFY, parent, parent, [["perhaps"], None, None, None]).quality == {}
+
+
 def test_labels_are_given_by_name_or_by_place() -> None:
     assert label_numbers(["yes", 0, "perhaps", 3, None, True, "1"], NAMES).tolist() == [2, 0, -1, -1, -1, -1, -1]
     assert label_numbers(["1", 1], ["0", "1"]).tolist() == [1, 1]

@@ -71,7 +71,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the processes that measure speed, which take seconds to start."""
-    monkeypatch.setattr(evaluating, "_measure", lambda *_: ([None, None], 0.0))
+    monkeypatch.setattr(evaluating, "_measure", lambda *_: ({}, 0.0))
     monkeypatch.setattr(evaluating.notes, "on_measurements", lambda *_: [])
 
 
@@ -101,7 +101,8 @@ def test_an_encoder_from_its_rows_to_its_figures(encoder: Path, tmp_path: Path) 
     assert result.loss == pytest.approx(1 - result.fidelity["fidelity"])
     assert pruned.size_bytes == pytest.approx(parent.size_bytes, rel=0.01)
     assert result.size_bytes < 0.5 * parent.size_bytes
-    assert pruned.measurement is None
+    assert pruned.measurement is not None
+    assert pruned.measurement.size_bytes == pruned.size_bytes
     assert parent.measurement is not None
     assert result.measurement is not None
     assert result.measurement.size_bytes == result.size_bytes
@@ -170,6 +171,14 @@ def test_rows_that_cannot_be_computed_are_left_out_and_counted(encoder: Path, tm
     assert any(note.startswith("1 of 8 rows were not computed by all models: parent@1 (1 inv") for note in found.notes)
     assert any(note.startswith("7 rows are too few for the overlap of the 10 nearest") for note in found.notes)
     assert "neighbour_overlap_10" not in found.stages[1].fidelity
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_model_in_the_middle_that_cannot_be_measured_is_left_out(encoder: Path, tmp_path: Path) -> None:
+    order = order_of(tmp_path, encoder, Task.EMBED, [MAGNITUDE, NF4], [{"input": text} for text in sentences(4)])
+    (order.artifacts[0].folder / "config.json").write_text("{}")
+    found, _ = evaluating._measure(order, "cpu", _quiet)
+    assert sorted(found) == [0, 2]
 
 
 def test_rows_of_which_none_can_be_computed(encoder: Path, tmp_path: Path) -> None:

@@ -50,6 +50,12 @@ def test_before_and_after(tmp_path: Path, rows: Path, monkeypatch: pytest.Monkey
     assert spread >= 0
 
 
+def test_all_are_measured_where_memory_holds_all_at_once() -> None:
+    sizes = [100_000_000, 80_000_000, 60_000_000, 30_000_000]
+    assert measurement.places(sizes, 4_000_000_000) == [0, 1, 2, 3]
+    assert measurement.places(sizes, 2_000_000_000) == [0, 3]
+
+
 def test_a_model_that_cannot_be_loaded_is_named(tmp_path: Path, rows: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CompressionFailed, match=rf"measuring {tmp_path.name}: .*config"):

@@ -68,9 +68,50 @@ def test_speed_and_memory(changes: dict[str, float], said: list[str], tmp_path: 
     assert notes.on_measurements(order(tmp_path, NF4), stages(**changes), 0.1) == said
 
 
-def test_several_steps_are_judged_together(tmp_path: Path) -> None:
-    [speed, zeros] = notes.on_measurements(order(tmp_path, MAGNITUDE, NF4), stages(throughput=50, nonzeros=60), 0.1)
-    assert speed.startswith("The 2 steps together made the model slower here: 0.50 times")
+@pytest.mark.parametrize(
+    ("throughputs", "said"),
+    [
+        (
+            (100, 160, 120),
+            ["Step 2 (quantize nf4) made the model slower here: 0.75 times the inputs a second of the model"],
+        ),
+        (
+            (100, 80, 130),
+            ["Step 1 (prune magnitude, keep 50%) made the model slower here: 0.80 times the inputs a second of its"],
+        ),
+        (
+            (100, 85, 45),
+            [
+                "Step 1 (prune magnitude",
+                "Step 2 (quantize nf4) made",
+                "The 2 steps together made the model slower here: 0.45",
+            ],
+        ),
+        ((100, None, 50), ["The 2 steps together made the model slower here: 0.50 times"]),
+        ((100, 110, 120), []),
+        ((100, 160, 148), []),
+    ],
+)
+def test_each_step_that_made_the_model_slower_is_named(
+    throughputs: tuple[float | None, ...], said: list[str], tmp_path: Path
+) -> None:
+    measured = [
+        Stage(
+            title="",
+            size_bytes=1000,
+            quality={},
+            fidelity={},
+            measurement=None if one is None else BEFORE.model_copy(update={"throughput": one}),
+        )
+        for one in throughputs
+    ]
+    *found, zeros = notes.on_measurements(order(tmp_path, MAGNITUDE, NF4), measured, 0.1)
+    assert [note[: len(start)] for note, start in zip(found, said, strict=True)] == said
+    assert zeros.startswith("0% of the result's parameters are zero")
+
+
+def test_zeros_are_told(tmp_path: Path) -> None:
+    [zeros] = notes.on_measurements(order(tmp_path, MAGNITUDE), stages(throughput=150, nonzeros=60), 0.1)
     assert zeros.startswith("40% of the result's parameters are zero, and 0% of its parent's")
     assert "neither time nor bytes" in zeros
 
@@ -87,6 +128,20 @@ def test_more_bytes_than_before(tmp_path: Path) -> None:
     write_gguf(tmp_path / "small.gguf")
     [note] = notes.on_sizes(told, stages(size=2500))
     assert note.endswith("the parent is a GGUF file, whose weights had to be unpacked.")
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (["no", 1, None], []),
+        ([["no", "yes"], [], ["yes"]], []),
+        ([["no", "cooking"], ["no"], None], ["1 of 2 labels are none of the model's, such as ['no', 'cooking']"]),
+    ],
+)
+def test_labels_that_the_model_does_not_have(labels: list[object], said: list[str], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"id2label": {"0": "no", "1": "yes"}}')
+    found = notes.on_labels(Task.CLASSIFY, [], labels, tmp_path)
+    assert [note.partition(":")[0] for note in found] == said
 
 
 def test_rows_left_out() -> None:

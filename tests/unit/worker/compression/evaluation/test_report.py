@@ -8,7 +8,7 @@ from uuid import UUID
 import matplotlib as mpl
 import pytest
 
-from contracts.compression import Report
+from contracts.compression import Measurement, Report
 from worker.compression.evaluation import render
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
@@ -167,6 +167,17 @@ def test_it_needs_nothing_else() -> None:
     used = re.findall(r'xlink:href="#([^"]+)"|url\(#([^)]+)\)', text)
     assert {one or other for one, other in used} <= set(names)
     assert len(text) < 150_000
+
+
+def test_the_speed_of_every_stage_where_it_was_measured() -> None:
+    assert "latency, ms" not in Page(render(report())).text
+    stages = [stage.model_copy(update={"measurement": report().stages[0].measurement}) for stage in report().stages]
+    stages[1] = stages[1].model_copy(
+        update={"measurement": Measurement.model_validate(MEASUREMENT | {"throughput": 211.0, "latency_p50": 0.0043})}
+    )
+    text = Page(render(report(stages=stages))).text
+    assert "latency, ms inputs a second" in text
+    assert "4.3000 211" in text
 
 
 def test_plots_take_the_colours_of_the_page() -> None:
