@@ -42,7 +42,7 @@ def repeats(evidence: Evidence, shared: NDArray[np.uint64]) -> Repeats:
     """
     ledger = evidence.computed
     process, digest, begun, settled = _passages(ledger)
-    lost = _lost(evidence, process, begun, settled)
+    lost = _lost(evidence, process, _looked(ledger, process, digest, begun), begun, settled)
     # What a dead process never committed was in flight when it died, however it died.
     died = np.array([ordinal for ordinal, role, *_ in evidence.deaths if role == "worker"], np.int64)
     in_flight = lost | (np.isinf(settled) & np.isin(process, died))
@@ -91,16 +91,36 @@ def _passages(
     return process, digest, begun, settled
 
 
+def _looked(
+    ledger: Computed, process: NDArray[np.int64], digest: NDArray[np.uint64], begun: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """When the process of each passage had last looked whether the input had a result: right after it got the lease."""
+    looks: dict[tuple[int, int], list[float]] = {}
+    for row in np.flatnonzero(ledger.act == Act.LOOKED).tolist():
+        looks.setdefault((int(ledger.process[row]), int(ledger.digest[row])), []).append(float(ledger.at[row]))
+    return np.array(
+        [
+            max((at for at in looks.get((one, of), ()) if at <= when), default=np.inf)
+            for one, of, when in zip(process.tolist(), digest.tolist(), begun.tolist(), strict=True)
+        ]
+    )
+
+
 def _lost(
-    evidence: Evidence, process: NDArray[np.int64], begun: NDArray[np.float64], settled: NDArray[np.float64]
+    evidence: Evidence,
+    process: NDArray[np.int64],
+    looked: NDArray[np.float64],
+    begun: NDArray[np.float64],
+    settled: NDArray[np.float64],
 ) -> NDArray[np.bool_]:
     """Which passages were under way when a living process lost its leases, gave them back, or had yet to notice."""
     found = np.zeros(len(process), np.bool_)
     # A heartbeat notices that a lease is gone within a third of it, and the micro-batch at hand is finished.
     notice = evidence.lease / 3 + FLUSH_SECONDS
-    lost = [(r.get("process"), r.get("began", r["at"]), r["until"] + notice) for r in evidence.faults if "until" in r]
+    lost = [(r.get("process"), r.get("began", r["at"]), r["until"]) for r in evidence.faults if "until" in r]
     left = [(r["process"], r["at"], np.inf) for r in evidence.leaving]
     for ordinal, start, stop in [*lost, *left]:
-        caught = (begun <= stop) & (settled >= start)
+        # What was prepared under the lost lease may go on first, where the machine has little time for the process.
+        caught = ((begun <= stop + notice) | (looked <= stop)) & (settled >= start)
         found |= caught if ordinal is None else caught & (process == ordinal)
     return found
