@@ -68,7 +68,7 @@ def running_home() -> Iterator[Path]:
         ended = batchmill("down")
         shutil.rmtree(home)
     assert ended.returncode == 0
-    assert ended.stderr == f"ended webhooks, beat, worker, valkey, postgres under {home.resolve()}\n"
+    assert ended.stderr == f"ended compressor, webhooks, beat, worker, valkey, postgres under {home.resolve()}\n"
 
 
 @pytest.fixture
