@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from worker.folder_lock import take
+
 log = logging.getLogger(__name__)
 
 
@@ -47,22 +49,11 @@ class OffloadFolder:
         with open(below / ".lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             for left in below.iterdir():
-                if left.is_dir() and (descriptor := _taken(left)) is not None:
+                if left.is_dir() and (descriptor := take(left)) is not None:
                     _remove(left, descriptor)
             self.folder = Path(tempfile.mkdtemp(dir=below))
-            held = _taken(self.folder)
+            held = take(self.folder)
         weakref.finalize(self, _remove, self.folder, held)
-
-
-def _taken(folder: Path) -> int | None:
-    """A descriptor that holds the folder's lock, which ends with the process; None where another holds it."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
 
 
 def _remove(folder: Path, descriptor: int | None) -> None:

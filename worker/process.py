@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import TypeVar
 from uuid import UUID
@@ -13,8 +13,6 @@ from uuid import UUID
 from contracts import logs
 from contracts.errors import (
     ArtifactError,
-    BatchmillError,
-    BrokerUnavailable,
     DatabaseUnavailable,
     JobNotFound,
     LeaseLost,
@@ -26,7 +24,7 @@ from contracts.params import pass_tokens
 from contracts.settings import Settings
 from contracts.states import Priority
 from contracts.tracing import Span, Tracing
-from storage import claims, control, models, schema, shards
+from storage import claims, models, schema, shards
 from storage.broker import Tickets
 from storage.budgets import Budget
 from storage.database import Database
@@ -37,6 +35,7 @@ from worker.device import Computed, Device
 from worker.engines.base import Engine
 from worker.hardware import Hardware
 from worker.heartbeat import Heartbeat
+from worker.leases import Leases
 from worker.loader import ModelLoader
 from worker.observing import WorkerMetrics
 from worker.persister import Persister
@@ -69,13 +68,13 @@ class WorkerProcess:
         self._tracing = tracing or Tracing("batchmill-worker")
         self._settings = settings
         self._database = database
-        self._tickets = tickets
         self._device = Device(lambda computed: self._persister.put(computed), self._metrics.passed)
         self._persister = Persister(database, self._settle)
         self._loader = ModelLoader(settings, database, hardware, self._device)
         self._cache = ModelCache(
             hardware.model_memory, self._load, left=self._metrics.model_left, divisible=self._loader.divisible
         )
+        self._leases = Leases(database, tickets, self._metrics)
         self._lease = timedelta(seconds=settings.lease_seconds)
         self._heartbeat = Heartbeat(database, self._lease, self._lose, self._device.stalled_for, settings.stall_seconds)
         self._reporter = Reporter(database, self._report)
@@ -176,16 +175,17 @@ class WorkerProcess:
                 try:
                     self._work(lease, target, resident, span)
                 except (ModelError, ArtifactError) as error:
-                    self._fail(lease, error)
+                    self._leases.fail(lease, error.code, str(error))
                 except CancelledError:  # the process ends before the model was measured
-                    self._release(lease)
+                    self._leases.release(lease)
                 except DatabaseUnavailable:
                     raise
                 except UnavailableError as error:
                     log.warning("%s; another worker may fare better", error)
-                    self._release(lease, REST)
+                    self._leases.release(lease, REST)
         # While it ran alone, or models took turns, other slots found nothing to do.
-        self._succeed(pool, self._settings.slots if lease.alone or lease.loading else 1)
+        if not self._draining.is_set():
+            self._leases.wake(pool, self._settings.slots if lease.alone or lease.loading else 1)
         return Served(lease.job_id, lease.shard_id, len(lease.input_ids), target.model.reference)
 
     @contextmanager
@@ -243,7 +243,7 @@ class WorkerProcess:
             return lease, target, self._cache.pin(target.model)
         except ModelError as error:
             with logs.bound(job=str(lease.job_id), shard=str(lease.shard_id)):
-                self._fail(lease, error)
+                self._leases.fail(lease, error.code, str(error))
             return self._claim(pool)  # the ticket is good for another job
 
     def _load(self, model: ModelSpec) -> tuple[Engine, Budget]:
@@ -304,31 +304,6 @@ class WorkerProcess:
         if last:
             span.event("job succeeded")
             log.info("job %s succeeded", shard.lease.job_id)
-
-    def _fail(self, lease: Lease, error: BatchmillError) -> None:
-        with self._database.transaction() as connection:
-            held = shards.held(connection, lease)
-            if held and control.fail(connection, lease.job_id, error.code, str(error)):
-                log.error("job %s fails: %s", lease.job_id, error)
-        self._metrics.lease_ended("failed" if held else "lost")
-
-    def _release(self, lease: Lease, rest: timedelta | None = None) -> None:
-        with self._database.transaction() as connection:
-            released = shards.release(connection, [lease.token], rest)
-        self._metrics.lease_ended("released" if released else "lost")
-
-    def _succeed(self, pool: str, count: int) -> None:
-        """Publish successor tickets while claimable work remains; those that are lost the tick makes up for."""
-        if self._draining.is_set():
-            return
-        with suppress(DatabaseUnavailable), self._database.transaction() as connection:
-            more = claims.any_claimable(connection, pool)
-            if not more:
-                return
-        try:
-            self._tickets.publish(pool, count)
-        except BrokerUnavailable as error:
-            log.warning("%s; the next tick makes up for it", error)
 
     def _patiently(self, function: Callable[[], T]) -> T:
         """Call it again while Postgres is away, for as long as a lease lasts."""

@@ -13,7 +13,7 @@ from sqlalchemy import text
 
 from storage import control, events, shards
 from worker import maintenance
-from worker.process import WorkerProcess
+from worker.leases import Leases
 
 
 def _unfenced() -> None:
@@ -34,16 +34,16 @@ def _announced_later() -> None:
     """Events are written once the transaction that makes them true is committed."""
     late: list[tuple[Any, ...]] = []
     announce = events.announce
-    succeed = WorkerProcess._succeed
+    wake = Leases.wake
 
-    def afterwards(process: Any, *arguments: Any) -> None:
+    def afterwards(leases: Any, *arguments: Any) -> None:
         while late:
-            with process._database.transaction() as connection:
+            with leases._database.transaction() as connection:
                 announce(connection, *late.pop())
-        succeed(process, *arguments)
+        wake(leases, *arguments)
 
     events.announce = lambda connection, *arguments: late.append(arguments)
-    WorkerProcess._succeed = afterwards
+    Leases.wake = afterwards
 
 
 def _no_top_up() -> None:

@@ -16,7 +16,6 @@ from contracts import logs
 from contracts.errors import (
     ArtifactsUnavailable,
     BatchmillError,
-    BrokerUnavailable,
     DatabaseUnavailable,
     JobNotFound,
     LeaseLost,
@@ -25,7 +24,7 @@ from contracts.models import TargetSpec
 from contracts.names import COMPRESSION_POOL
 from contracts.settings import Settings
 from contracts.tracing import Span, Tracing
-from storage import claims, control, jobs, models, schema, shards
+from storage import claims, jobs, models, schema, shards
 from storage.artifacts import ArtifactStore
 from storage.broker import Tickets
 from storage.claims import Capacity
@@ -37,6 +36,7 @@ from worker.compression.scratch import remove_stale, scratch
 from worker.compression.supervision import Interrupted, StepFailed
 from worker.compression.work import Compression, Held, Means, Paused
 from worker.heartbeat import Heartbeat
+from worker.leases import Leases
 from worker.observing import WorkerMetrics
 from worker.reporting import Reporter
 from worker.serving import Served, worker_name
@@ -72,10 +72,10 @@ class CompressionProcess:
         self.claimed_at = time.monotonic()
         self._settings = settings
         self._database = database
-        self._tickets = tickets
         self._metrics = metrics or WorkerMetrics()
         self._tracing = tracing or Tracing("batchmill-worker")
         self._means = Means(settings, database, ArtifactStore(settings.artifacts_url), _environment(settings), command)
+        self._leases = Leases(database, tickets, self._metrics)
         self._lease = timedelta(seconds=settings.lease_seconds)
         self._heartbeat = Heartbeat(database, self._lease, self._interrupt)
         self._reporter = Reporter(database, self._report)
@@ -160,7 +160,8 @@ class CompressionProcess:
         self._jobs += 1
         with suppress(DatabaseUnavailable):  # what ended elsewhere meanwhile; the next job looks again
             remove_stale(self._root, self._unfinished)
-        self._succeed(pool)
+        if not self._draining.is_set():
+            self._leases.wake(pool, 1)
         return Served(lease.job_id, lease.shard_id, len(lease.input_ids), target.model.reference)
 
     @contextmanager
@@ -218,30 +219,19 @@ class CompressionProcess:
                     log.warning("%s; what its steps left stays", error)
                     self._metrics.lease_ended("lost")
                 except (Interrupted, Paused) as error:
-                    self._release(lease)
+                    self._leases.release(lease)
                     log.info("%s: what its steps left stays", type(error).__name__.lower())
                 except (ArtifactsUnavailable, DatabaseUnavailable):
                     raise
                 except (StepFailed, BatchmillError) as error:
-                    self._fail(lease, StepFailed.of(error))
+                    failed = StepFailed.of(error)
+                    self._leases.fail(lease, failed.code, str(failed))
                 finally:
                     if self._has_ended(lease.job_id):
                         place.remove()
         except ArtifactsUnavailable as error:
             log.warning("%s; it rests for a while", error)
-            self._release(lease, REST)
-
-    def _fail(self, lease: Lease, error: StepFailed) -> None:
-        with self._database.transaction() as connection:
-            held = shards.held(connection, lease)
-            if held and control.fail(connection, lease.job_id, error.code, str(error)):
-                log.error("job %s fails: %s", lease.job_id, error)
-        self._metrics.lease_ended("failed" if held else "lost")
-
-    def _release(self, lease: Lease, rest: timedelta | None = None) -> None:
-        with self._database.transaction() as connection:
-            released = shards.release(connection, [lease.token], rest)
-        self._metrics.lease_ended("released" if released else "lost")
+            self._leases.release(lease, REST)
 
     def _unfinished(self, job_ids: list[UUID]) -> set[UUID]:
         with self._database.transaction() as connection:
@@ -255,18 +245,6 @@ class CompressionProcess:
             return True
         except DatabaseUnavailable:  # the next start looks again
             return False
-
-    def _succeed(self, pool: str) -> None:
-        """Publish a ticket for the next job while there is one; the tick makes up for one that is lost."""
-        if self._draining.is_set():
-            return
-        with suppress(DatabaseUnavailable), self._database.transaction() as connection:
-            if not claims.any_claimable(connection, pool):
-                return
-        try:
-            self._tickets.publish(pool, 1)
-        except BrokerUnavailable as error:
-            log.warning("%s; the next tick makes up for it", error)
 
     def _interrupt(self, lost: set[UUID]) -> None:
         if (held := self._held) is not None and held.token in lost:

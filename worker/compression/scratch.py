@@ -1,6 +1,5 @@
 """Where a compression keeps files between its steps, on the host that works on it."""
 
-import fcntl
 import logging
 import os
 import shutil
@@ -11,6 +10,7 @@ from pathlib import Path
 from uuid import UUID
 
 from contracts.errors import ArtifactsUnavailable
+from worker.folder_lock import take
 
 log = logging.getLogger(__name__)
 
@@ -83,15 +83,9 @@ def _lock(folder: Path) -> int | None:
     """A descriptor of the folder, locked; None where another process has it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder, os.O_RDONLY)
+        return take(folder)
     except OSError as error:
         raise ArtifactsUnavailable(f"{folder}: {error.strerror}: set BATCHMILL_HOME to where you may write") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        return None
-    return lock
 
 
 def _made(folder: Path) -> Path:
