@@ -1,7 +1,7 @@
 # hadolint global ignore=DL3013
 # (versions are those of constraints.txt)
 #
-# Two images: `client` for everything that runs no model (migrate, beat, deliver, flower, the command line), and
+# Two images: `client` for everything that runs no model (migrate, beat, deliver, runner, flower, the command line), and
 # `worker`, with torch for CPUs unless TORCH_INDEX says otherwise:
 #   docker build --target client --tag batchmill-client:0.1.0 .
 #   docker build --target worker --tag batchmill-worker:0.1.0 .
@@ -24,7 +24,7 @@ COPY stack stack
 COPY migrations migrations
 # PACKAGES is a list of words.
 # hadolint ignore=SC2086
-RUN --mount=type=cache,target=/root/.cache/pip pip install '.[flower,otel]' ${PACKAGES}
+RUN --mount=type=cache,target=/root/.cache/pip pip install '.[flower,otel,reports]' ${PACKAGES}
 
 FROM build AS build-worker
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu

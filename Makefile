@@ -38,9 +38,8 @@ demo: $(VENV)/.demo
 
 # What measures nothing runs side by side, with a thread for each model; what holds processes to times runs by itself.
 test: $(VENV)/.test debian
-	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --quiet --numprocesses 3 --dist loadfile \
-	    tests/unit tests/integration tests/docs
-	@$(VENV)/bin/python -m pytest tests/properties tests/acceptance tests/faults
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --quiet --numprocesses 3 --dist loadfile -m "not alone" tests
+	@$(VENV)/bin/python -m pytest -m alone tests/acceptance tests/faults
 
 check: $(VENV)/.test docs
 	$(VENV)/bin/ruff format --check .

@@ -2,11 +2,33 @@
 
 import sys
 
-from benchmarks import compression, generation, latency, observed, overhead, quantizations, throughput, turns
+from benchmarks import (
+    compression,
+    generation,
+    latency,
+    nightly,
+    observed,
+    overhead,
+    peers,
+    quantizations,
+    throughput,
+    turns,
+)
 
 ALL = {
     module.__name__.rpartition(".")[2]: module.main
-    for module in (overhead, throughput, latency, generation, quantizations, turns, observed, compression)
+    for module in (
+        overhead,
+        throughput,
+        latency,
+        generation,
+        quantizations,
+        turns,
+        observed,
+        compression,
+        nightly,
+        peers,
+    )
 }
 
 if __name__ == "__main__":

@@ -37,3 +37,24 @@ def bars(name: str, title: str, panels: Mapping[str, Mapping[str, float]]) -> No
 
 def _figure(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def lines(name: str, title: str, x: str, y: str, series: Mapping[str, Mapping[int, float]]) -> None:
+    """A line for each series, over a logarithmic axis."""
+    figure, axis = plt.subplots(figsize=(6.4, 3.2))
+    for (label, points), colour in zip(series.items(), COLOURS, strict=False):
+        axis.plot(list(points), list(points.values()), marker="o", color=colour, label=label)
+    axis.set_xscale("log")
+    axis.set_ylim(bottom=0)
+    axis.set_xlabel(x, fontsize=9)
+    axis.set_ylabel(y, fontsize=9)
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axis.tick_params(labelsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(axis="y", alpha=0.25)
+    axis.legend(fontsize=8, frameon=False)
+    axis.set_title(title, fontsize=10, loc="left")
+    figure.tight_layout()
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    figure.savefig(FOLDER / f"{name}.png", dpi=160, facecolor="white")
+    plt.close(figure)

@@ -12,6 +12,8 @@ BatchmillError
 │   ├── InvalidParams
 │   ├── DoesNotFit              a recipe that needs more memory or disk than there is
 │   ├── JobNotFound
+│   ├── RunNotFound
+│   ├── UnknownSchedule
 │   ├── WrongState              the job's state forbids it
 │   ├── NothingToRetry          every item of the job has an output
 │   ├── IdempotencyConflict     the key belongs to a job with other content
@@ -28,9 +30,10 @@ BatchmillError
 │   ├── DatabaseUnavailable
 │   ├── DatabaseBusy            others hold what the call needs for itself
 │   ├── BrokerUnavailable
+│   ├── SinkUnavailable         what results are written to is full, or does not answer
 │   └── ArtifactsUnavailable    the store or the cache of models cannot be used on this host now
 ├── StackError                  the embedded servers cannot start or stop
-├── LeaseLost                   the shard belongs to someone else by now
+├── LeaseLost                   the shard, or the run, belongs to someone else by now
 ├── JobFailed                   the job ended without succeeding
 │   ├── JobCancelled            somebody ended it
 │   └── JobExpired              it was not done in its time
@@ -127,6 +130,18 @@ class JobNotFound(InvalidRequest):
     """No job has that id."""
 
     code = "job_not_found"
+
+
+class RunNotFound(InvalidRequest):
+    """No run has that id."""
+
+    code = "run_not_found"
+
+
+class UnknownSchedule(InvalidRequest):
+    """No schedule has that name."""
+
+    code = "unknown_schedule"
 
 
 class WrongState(InvalidRequest):
@@ -226,6 +241,12 @@ class BrokerUnavailable(UnavailableError):
     code = "broker_unavailable"
 
 
+class SinkUnavailable(UnavailableError):
+    """What results are written to is full, or does not answer; what was written stays, and writing goes on there."""
+
+    code = "sink_unavailable"
+
+
 class ArtifactsUnavailable(UnavailableError):
     """The artifact store, or a host's cache of it, cannot be read or written now: a full disk, a missing permission."""
 
@@ -239,7 +260,7 @@ class StackError(BatchmillError):
 
 
 class LeaseLost(BatchmillError):
-    """The shard's lease has expired and someone else may hold it."""
+    """The lease of the shard or the run has expired, and someone else may hold it."""
 
     code = "lease_lost"
     retryable = True

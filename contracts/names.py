@@ -7,6 +7,7 @@ from contracts.errors import InvalidRequest
 
 POOL_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 MODEL_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,126}")
+SCHEDULE_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 DEFAULT_POOL = "default"
 TICKS = "ticks"
 """No pool may have this name: its queue would be the one of the ticks."""
@@ -105,6 +106,19 @@ def check_model_name(name: str) -> str:
     if not MODEL_PATTERN.fullmatch(name):
         raise InvalidRequest(
             f"model name {name!r}: use up to 127 letters, digits, '.', '-' and '_', the first a letter or digit"
+        )
+    return name
+
+
+def check_schedule_name(name: str) -> str:
+    """The name, when a schedule may have it.
+
+    Raises:
+        InvalidRequest: It may not.
+    """
+    if not isinstance(name, str) or not SCHEDULE_PATTERN.fullmatch(name):
+        raise InvalidRequest(
+            f"schedule name {name!r:.120}: use up to 100 letters, digits, '.', '-' and '_', the first a letter or digit"
         )
     return name
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from contracts.models import ModelSpec
 from contracts.names import Quantization, Task
 from contracts.recipes import Distill, Export, PruneMagnitude, PruneStructured, Quantize, Step, title
 
@@ -19,8 +20,9 @@ _PASS_TOKENS, _PASS_LOGITS = 2_048, 2**25
 _LOGITS = 5
 """Copies of a token's logits while two distributions are compared: of teacher and student, softened, the gradient."""
 
-_WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")
-_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")
+LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+"""Keys of `config.json`, by family."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,19 @@ class ModelSize:
             memory_bytes=memory_bytes,
             float_bytes=memory_bytes * (2 if halved else 1),
             disk_bytes=disk_bytes,
-            width=_number(config, _WIDTHS, 1024),
-            layers=_number(config, _LAYERS, 24),
-            vocabulary=_number(config, ("vocab_size",), 50_000),
+            width=number(config, WIDTHS) or 1024,
+            layers=number(config, LAYERS) or 24,
+            vocabulary=number(config, ("vocab_size",)) or 50_000,
+        )
+
+    @classmethod
+    def of_model(cls, model: ModelSpec, config: Mapping[str, Any]) -> "ModelSize":
+        """The same of a registered model."""
+        return cls.of(
+            config,
+            memory_bytes=model.memory_bytes,
+            disk_bytes=sum(file.size for file in model.files),
+            quantization=model.quantization,
         )
 
 
@@ -72,19 +84,35 @@ class Need:
 Needs: TypeAlias = Sequence[Need]
 
 
-def needs(steps: Iterable[Step], size: ModelSize, task: Task, *, evaluated: bool = False) -> Needs:
+def needs(
+    steps: Iterable[Step],
+    parent: ModelSize,
+    task: Task,
+    *,
+    evaluated: bool = False,
+    students: Mapping[str, ModelSize] | None = None,
+) -> Needs:
     """What each step of a recipe needs, and the evaluation after the last.
 
     Args:
         steps: In their order.
-        size: Of the model that the recipe begins with.
+        parent: Of the model that the recipe begins with.
         task: What the model computes.
         evaluated: Whether the result is measured beside its parent.
+        students: Of the registered models that a distillation goes on with, by their references; one that is not here
+            is taken to be as large as the model before.
     """
-    found, memory, disk = [], size.memory_bytes, size.disk_bytes
+    found, size, memory, disk = [], parent, parent.memory_bytes, parent.disk_bytes
     largest = memory
     for step in steps:
-        found.append(Need(title(step), _memory(step, memory, size, task), _disk(step, memory, disk, size)))
+        if (
+            isinstance(step, Distill)
+            and isinstance(step.student, str)
+            and (known := (students or {}).get(step.student))
+        ):
+            size = known
+            memory, disk = size.float_bytes, size.disk_bytes  # it is saved in the type of the model before
+        found.append(Need(title(step), _memory(step, memory, size, parent, task), _disk(step, memory, disk, size)))
         memory, disk = _after(step, memory, disk, size)
         largest = max(largest, memory)
     if evaluated:
@@ -103,12 +131,12 @@ def all_disk(found: Needs) -> int:
     return sum(need.disk_bytes for need in found)
 
 
-def _memory(step: Step, weights: int, size: ModelSize, task: Task) -> int:
+def _memory(step: Step, weights: int, size: ModelSize, parent: ModelSize, task: Task) -> int:
     match step:
         case Distill():
             # Weights, their gradients and two moments each; teacher and student of a language model side by side.
             generates = task in (Task.GENERATE, Task.SCORE)
-            state = 4 * size.float_bytes + (size.memory_bytes if generates else 0)
+            state = 4 * size.float_bytes + (parent.memory_bytes if generates else 0)
             tokens = min(-(-step.batch_size // step.processes) * step.max_tokens, _PASS_TOKENS)
             if generates:
                 tokens = min(tokens, _PASS_LOGITS // size.vocabulary)
@@ -143,8 +171,9 @@ def _after(step: Step, memory: int, disk: int, size: ModelSize) -> tuple[int, in
             return memory, max(disk, memory)
 
 
-def _number(config: Mapping[str, Any], names: Iterable[str], default: int) -> int:
+def number(config: Mapping[str, Any], names: Iterable[str]) -> int | None:
+    """What the first of these keys says of a config that has one."""
     for name in names:
         if type(value := config.get(name)) is int and value > 0:
             return value
-    return default
+    return None

@@ -63,10 +63,10 @@ class Settings(BaseSettings):
     """How programs log to stderr: lines for people, or one JSON object a line."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least that they log. Of libraries, only warnings and errors are logged."""
-    metrics_port: int | None = Field(default=None, ge=0, le=65_532)
-    """Where a worker, a deliverer or beat serves `/metrics`, `/healthz` and `/readyz`; nowhere when not given, any free
-    port for 0. Under `batchmill up` this is the worker's, and the next ones are the deliverer's, beat's and the
-    compressor's."""
+    metrics_port: int | None = Field(default=None, ge=0, le=65_531)
+    """Where a worker, a runner, a deliverer or beat serves `/metrics`, `/healthz` and `/readyz`; nowhere when not given,
+    any free port for 0. Under `batchmill up` this is the worker's, and the next ones are the deliverer's, beat's, the
+    compressor's and the runner's."""
     metrics_host: str = "127.0.0.1"
     """The address that it listens on; `0.0.0.0` for all."""
 

@@ -1,4 +1,4 @@
-"""The states that jobs, shards and deliveries pass through, and who may follow whom."""
+"""The states that jobs, shards, runs and deliveries pass through, and who may follow whom."""
 
 from enum import StrEnum
 
@@ -46,6 +46,35 @@ class ShardState(StrEnum):
     """Its job ended before it did."""
     SPLIT = "split"
     """Replaced by smaller shards."""
+
+
+class RunState(StrEnum):
+    """Where a run stands: rows of a source scored into a sink, once."""
+
+    QUEUED = "queued"
+    """Nobody has begun; a scheduled one may wait for the run before it."""
+    READING = "reading"
+    """The source is read into a job; its holder's lease protects it."""
+    SCORING = "scoring"
+    """The job stands; nobody holds the run until the job is terminal."""
+    WRITING = "writing"
+    """Results go to the sink; its holder's lease protects it."""
+    SUCCEEDED = "succeeded"
+    """The sink holds everything."""
+    FAILED = "failed"
+    """Its error says why."""
+    CANCELLED = "cancelled"
+    """Its caller ended it, or the schedule's next run did."""
+    SKIPPED = "skipped"
+    """It was due while another ran, or while nothing was there to run it."""
+
+    @property
+    def terminal(self) -> bool:
+        """Whether the state is final."""
+        return self in TERMINAL_RUN_STATES
+
+
+TERMINAL_RUN_STATES = frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED, RunState.SKIPPED})
 
 
 class DeliveryState(StrEnum):

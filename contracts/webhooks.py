@@ -39,6 +39,8 @@ class Delivery(BaseModel):
     id: UUID
     """The `webhook-id` of every attempt."""
     job_id: UUID | None
+    """None where a run was announced."""
+    run_id: UUID | None
     endpoint_id: int
     url: str
     event: str

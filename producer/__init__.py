@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from producer.client import Client
     from producer.compression.job import CompressionJob
     from producer.job import Job
-    from producer.readers import read
+    from producer.reading.file_source import read
     from producer.results import ItemError, Result
     from producer.verification import verify_webhook
 
@@ -21,7 +21,7 @@ _HOMES = {
     "ItemError": "producer.results",
     "Job": "producer.job",
     "Result": "producer.results",
-    "read": "producer.readers",
+    "read": "producer.reading.file_source",
     "verify_webhook": "producer.verification",
 }
 

@@ -7,7 +7,7 @@ from typing import Any
 from contracts.errors import EmptyJob, InvalidInput
 from contracts.models import ModelSpec
 from contracts.params import extra_tokens
-from producer.lines import Entry
+from producer.reading.lines import Entry
 from producer.submission import chunks, lines
 from storage import budgets, inputs
 from storage.database import Database

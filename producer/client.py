@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID
 
-from contracts.errors import InvalidInput, InvalidRequest, JobNotFound
+from contracts.errors import InvalidInput, InvalidRequest, JobNotFound, RunNotFound
 from contracts.events import SCHEME
 from contracts.jobs import JobInfo
 from contracts.models import ModelSpec
 from contracts.names import COMPRESSION_POOL
 from contracts.params import compresses, parse_params, parse_task
 from contracts.recipes import Accept, Dataset
+from contracts.runs import OnBad, RunInfo
 from contracts.settings import Settings, load_settings
 from contracts.states import JobState, Priority
 from contracts.tracing import Tracing
@@ -24,6 +25,7 @@ from producer.compression.submission import Terms
 from producer.job import Job, JobList
 from producer.publisher import Publisher
 from producer.registry import Models
+from producer.schedules import Schedules
 from producer.submission import Submission, entries, lines, submit
 from producer.webhooks import Webhooks
 from storage import jobs, models, overview, schema
@@ -34,6 +36,8 @@ from storage.overview import Overview
 if TYPE_CHECKING:
     from producer.compression.calls import Compressions
     from producer.compression.plan import Preflight
+    from producer.runs.bench import Bench
+    from producer.runs.watcher import Watcher
 
 _COUNT_SHARDS = 10_000
 
@@ -79,6 +83,7 @@ class Client:
         self._publisher = Publisher(settings)
         self.models = Models(self._database, settings.artifacts_url)
         self.webhooks = Webhooks(self._database, settings)
+        self.schedules = Schedules(self._database)
         try:
             with self._database.transaction() as connection:
                 schema.check(connection)
@@ -154,6 +159,102 @@ class Client:
         self._publisher.wake(accepted.job_id, spec.pool, accepted.shards)
         return self.job(accepted.job_id)
 
+    def run(
+        self,
+        source: Any,
+        model: str,
+        sink: Any,
+        *,
+        params: Mapping[str, Any] | None = None,
+        task: str | None = None,
+        priority: str = Priority.BULK,
+        on_bad: OnBad = "stop",
+        report: str | Path | None = None,
+        callback_url: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        expires_in: timedelta | float | None = None,
+        progress_at: Sequence[int] = (),
+        progress: "bool | Watcher" = False,
+    ) -> RunInfo:
+        """Score the rows of a source into a sink; everything is written when this returns.
+
+        What was cut, by Ctrl-C or because a server went away, `resume` goes on with; there is neither a row too many in
+        the sink then, nor one too few.
+
+        Args:
+            source: A path, a pattern, a folder or a URL of files; or a mapping, as `contracts.sources` has them:
+                `{"url": "postgresql://…", "query": "SELECT …"}`.
+            model: `name`, for its newest version, or `name@version`.
+            sink: A path or URL of a file, or with `/` at its end of a folder; or a mapping, as `contracts.sinks` has
+                them: `{"url": "postgresql://…", "table": "scores"}`.
+            params: As `submit` has them.
+            task: What the model has to compute.
+            priority: As `submit` has it.
+            on_bad: What a row does that cannot be taken: `stop` ends the run before anything is computed, with `skip`
+                it is left out.
+            report: A path or URL that an HTML report is written to.
+            callback_url: Hears `run.completed` or `run.failed`; an endpoint must be registered for it.
+            metadata: As `submit` has it.
+            expires_in: How long the job may take once everything is read: a timedelta, or seconds.
+            progress_at: Percentages from 1 to 99 of the job at which the callback hears of it, and of the job's end.
+            progress: Show how far it is: a bar on a terminal, else a line on stderr now and then; or who is told.
+
+        Raises:
+            UnknownModel: No such model.
+            InvalidParams: No such parameter, or no such value.
+            RefusedUrl: The callback's URL is none that webhooks are sent to.
+            UnknownEndpoint: No endpoint is registered for it, or it is disabled.
+            InvalidRequest: The source, the sink or another argument cannot be carried out; the sink has other columns.
+            InvalidInput: A row cannot be taken, two share an id, or the source cannot be read or changed meanwhile.
+            EmptyJob: The source has no row.
+            JobFailed: The job did not succeed, or somebody cancelled it or the run; nothing was written.
+            UnavailableError: A server does not answer, or the sink is full; `resume` goes on with the run.
+        """
+        from producer.runs.following import begin
+        from producer.runs.spec import check_spec
+
+        spec = check_spec(
+            self._database,
+            source=source,
+            model=model,
+            sink=sink,
+            task=task,
+            params=params,
+            priority=priority,
+            metadata=metadata,
+            callback_url=callback_url,
+            on_bad=on_bad,
+            report=report,
+            expires_in=expires_in,
+            progress_at=progress_at,
+        )
+        return begin(self._bench(), spec, self._watcher(progress))
+
+    def resume(self, run_id: str | UUID, *, progress: "bool | Watcher" = False) -> RunInfo:
+        """Go on with a run of `run` that was cut; one that has succeeded is returned as it is.
+
+        Raises:
+            RunNotFound: There is none of that id.
+            WrongState: It is of a schedule, has ended in another way, or another process is at it.
+            BatchmillError: As `run` raises them.
+        """
+        from producer.runs.following import resume
+
+        return resume(self._bench(), _run_id(run_id), self._watcher(progress))
+
+    def _bench(self) -> "Bench":
+        from producer.runs.bench import Bench
+
+        return Bench(self._database, self._publisher, self.settings)
+
+    def _watcher(self, progress: "bool | Watcher") -> "Watcher":
+        from producer.runs.showing import choose_watcher
+        from producer.runs.watcher import Watcher
+
+        if isinstance(progress, Watcher):
+            return progress
+        return choose_watcher() if progress else Watcher()
+
     def compress(
         self,
         model: str,
@@ -214,7 +315,7 @@ class Client:
                 evaluate=evaluate,
                 accept=accept,
                 asked=asked,
-                score=lambda reference, inputs: self.submit(reference, inputs).id,
+                score=self._score,
                 traceparent=span.traceparent,
             )
             span.set("job", str(accepted.job_id))
@@ -352,7 +453,10 @@ class Client:
     def _handle(self, info: JobInfo) -> Job:
         if not compresses(info.params):
             return Job(self._database, self._publisher, info)
-        return CompressionJob(self._database, self._publisher, info, self.settings.artifacts_url)
+        return CompressionJob(self._database, self._publisher, info, self.settings.artifacts_url, self._score)
+
+    def _score(self, reference: str, inputs: Iterable[Any]) -> UUID:
+        return self.submit(reference, inputs).id
 
     def close(self) -> None:
         """Give connections back; jobs go on."""
@@ -365,6 +469,13 @@ class Client:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _run_id(run_id: str | UUID) -> UUID:
+    try:
+        return run_id if isinstance(run_id, UUID) else UUID(run_id)
+    except ValueError:
+        raise RunNotFound(f"{run_id!r} is no run's id; a run's first line on stderr names it") from None
 
 
 def _check_iterable(inputs: Any) -> None:

@@ -12,6 +12,7 @@ from contracts.states import JobState
 from producer.progress import Silent, choose_progress
 from producer.publisher import Publisher
 from producer.retry import retry_failed
+from producer.submission import Accepted
 from producer.waiting import wait_for_all
 from storage import claims, control, jobs, models
 from storage.database import Database
@@ -160,11 +161,14 @@ class Job:
             DatabaseUnavailable: Postgres does not answer.
         """
         self._publisher.prepare()
-        accepted = retry_failed(self._database, self.id)
+        accepted = self._retry()
         with self._database.transaction() as connection:
             retry = self._handle(jobs.get(connection, accepted.job_id))
         self._publisher.wake(retry.id, retry.info.pool, accepted.shards)
         return retry
+
+    def _retry(self) -> Accepted:
+        return retry_failed(self._database, self.id)
 
     def _handle(self, info: JobInfo) -> "Job":
         return Job(self._database, self._publisher, info)
@@ -199,13 +203,14 @@ class Job:
         return frame
 
     def write(self, path: str | Path) -> Path:
-        """All results as a file: `.parquet`, `.jsonl` or `.csv`; it appears whole or not at all.
+        """All results as a file: `.parquet`, `.jsonl` or `.csv` (also `.gz`, `.zst`); it appears whole or not at all.
 
         Raises:
             InvalidRequest: No such format, or no such folder.
+            SinkUnavailable: The disk takes no more.
             WrongState: The job is not terminal yet.
         """
-        from producer.writers import check_path, write_results
+        from producer.writing.file import check_path, write_results
 
         path = Path(path)
         check_path(path)
@@ -220,7 +225,7 @@ class Job:
         Raises:
             WrongState: The job is not terminal yet.
         """
-        from producer.writers import write_jsonl
+        from producer.writing.jsonl_file import write_jsonl
 
         reader = self._reader()
         schema = reader.schema()

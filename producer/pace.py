@@ -51,8 +51,8 @@ class Pace:
 class Standing:
     """Where a job stands, each part as a person reads it."""
 
-    share: float
-    """Of its distinct inputs those that are done, 0 to 1."""
+    share: float | None
+    """Of its distinct inputs those that are done, 0 to 1; None where nobody knows how many there are."""
     done: str
     """`12,345/27,000`."""
     parts: str
@@ -65,7 +65,7 @@ class Standing:
     @property
     def percent(self) -> str:
         """The share, rounded down: only what is done is 100 %."""
-        return f"{int(100 * self.share)} %"
+        return "" if self.share is None else f"{int(100 * self.share)} %"
 
 
 def standing(info: "JobInfo", rate: float | None) -> Standing:

@@ -2,13 +2,14 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self, TextIO
 from uuid import UUID
 
 from contracts.jobs import JobInfo
 from contracts.states import JobState
-from producer.pace import Pace, standing, trouble
+from producer.pace import Pace, Standing, standing, trouble
 from producer.summary import COLOURS, subject
 
 if TYPE_CHECKING:
@@ -76,27 +77,30 @@ class Lines(Silent):
         self._stream.flush()
 
 
-class TerminalBar(Silent):
-    """A bar for each job on stderr: inputs done, what they were, rate and time left."""
+@dataclass(frozen=True)
+class Row:
+    """One bar."""
+
+    state: str
+    colour: str
+    found: Standing
+    name: str = ""
+    """What tells it from others that are shown with it."""
+
+
+class Bars(Silent):
+    """Bars on a terminal's stderr, drawn anew a few times a second."""
 
     def __init__(self, console: "Console | None" = None) -> None:
         from rich.console import Console
         from rich.live import Live
 
         self._console = console or Console(stderr=True, highlight=False, emoji=False)
-        self._infos: dict[UUID, JobInfo] = {}
-        self._paces: dict[UUID, Pace] = {}
         self._live = Live(console=self._console, get_renderable=self._render, refresh_per_second=4)
 
-    def show(self, info: JobInfo) -> None:
-        """Bring the job's bar up to what its row says; above it, say once when it is paused, and why."""
-        from rich.text import Text
-
-        before = self._infos.get(info.id)
-        if (reason := trouble(info)) and not (before and before.state is JobState.PAUSED):
-            self._console.print(Text(reason, "yellow"), soft_wrap=True)
-        self._infos[info.id] = info
-        self._paces.setdefault(info.id, Pace()).look(info.counts.distinct - info.counts.waiting)
+    def _rows(self) -> Iterable[Row]:
+        """What there is to show now."""
+        return ()
 
     def _render(self) -> "RenderableType":
         from rich.console import Group
@@ -105,21 +109,27 @@ class TerminalBar(Silent):
 
         # Not to the last column: a terminal that echoes ^C there would begin a line, and the bar be drawn twice.
         width = self._console.width - len("^C") - 1
-        wide, several = width >= _ONE_LINE, len(self._infos) > 1
+        wide = width >= _ONE_LINE
         lines: list[RenderableType] = []
         table = _bars(width, wide)
-        for info in list(self._infos.values()):
-            found = standing(info, self._paces[info.id].rate)
+        for row in self._rows():
             # The colours of the terminal's own palette, as those of rich are made for dark ones.
-            colour = COLOURS.get(info.state, "default")
-            bar = ProgressBar(1.0, found.share, style="bright_black", complete_style=colour, finished_style=colour)
+            found, colour = row.found, row.colour
+            bar = ProgressBar(
+                1.0,
+                found.share or 0.0,
+                pulse=found.share is None,
+                style="bright_black",
+                complete_style=colour,
+                finished_style=colour,
+            )
             details = [
-                Text(name_of(info) if several else "", "dim"),
+                Text(row.name, "dim"),
                 *(Text(part) for part in (found.done, found.rate)),
                 Text(found.clock, "bold"),
                 Text(found.parts),  # last, as it is the one to cut where there is no room
             ]
-            head = (Text(f"{info.state:<9}", f"bold {colour}"), bar, Text(f"{found.percent:>5}"))
+            head = (Text(f"{row.state:<9}", f"bold {colour}"), bar, Text(f"{found.percent:>5}"))
             if wide:
                 table.add_row(*head, *details)
             else:
@@ -140,6 +150,31 @@ class TerminalBar(Silent):
 
     def __exit__(self, *_: object) -> None:
         self._live.stop()
+
+
+class TerminalBar(Bars):
+    """A bar for each job on stderr: inputs done, what they were, rate and time left."""
+
+    def __init__(self, console: "Console | None" = None) -> None:
+        self._infos: dict[UUID, JobInfo] = {}
+        self._paces: dict[UUID, Pace] = {}
+        super().__init__(console)
+
+    def show(self, info: JobInfo) -> None:
+        """Bring the job's bar up to what its row says; above it, say once when it is paused, and why."""
+        from rich.text import Text
+
+        before = self._infos.get(info.id)
+        if (reason := trouble(info)) and not (before and before.state is JobState.PAUSED):
+            self._console.print(Text(reason, "yellow"), soft_wrap=True)
+        self._infos[info.id] = info
+        self._paces.setdefault(info.id, Pace()).look(info.counts.distinct - info.counts.waiting)
+
+    def _rows(self) -> Iterable[Row]:
+        several = len(self._infos) > 1
+        for info in list(self._infos.values()):
+            found = standing(info, self._paces[info.id].rate)
+            yield Row(info.state, COLOURS.get(info.state, "default"), found, name_of(info) if several else "")
 
 
 def _bars(width: int, wide: bool) -> "Table":

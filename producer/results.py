@@ -69,21 +69,25 @@ class ResultReader:
     ) -> None:
         self._database = database
         self._unfinished = unfinished
-        self._job_id = job_id
-        self._target = target
+        self.job_id = job_id
+        self.target = target
         self._counts = counts
         self._items = counts.items
         self._column = results.output_column(target.model.task, target.params)
 
-    def pages(self) -> Iterator[Page]:
-        """Columns of consecutive items, in input order; while one is used, the next are read."""
+    def pages(self, start: int = 0) -> Iterator[Page]:
+        """Columns of consecutive items from a position on, in input order; while one is used, the next are read.
+
+        Wherever it starts, pages end at the same positions.
+        """
         count = self._page_items()
         withheld = self._withheld()
-        starts = iter(range(0, self._items, count))
+        starts = iter(range(start - start % count, self._items if start < self._items else 0, count))
         with ThreadPoolExecutor(PAGES_AHEAD, "results") as reader:
 
             def read(number: int) -> list[Future[Page]]:
-                return [reader.submit(self._page, at, at + count, withheld) for at in islice(starts, number)]
+                some = islice(starts, number)
+                return [reader.submit(self._page, max(at, start), at + count, withheld) for at in some]
 
             ahead = deque(read(PAGES_AHEAD))
             while ahead:
@@ -101,20 +105,20 @@ class ResultReader:
         if self._unfinished is None:
             return None
         with self._database.transaction() as connection:
-            return pages.withheld(connection, self._job_id)
+            return pages.withheld(connection, self.job_id)
 
     def _width(self) -> int | None:
         if self._counts.cached + self._counts.computed == 0:
             return None
         with self._database.transaction() as connection:
-            return pages.dimensions(connection, job_id=self._job_id, target_id=self._target.id, column=self._column)
+            return pages.dimensions(connection, job_id=self.job_id, target_id=self.target.id, column=self._column)
 
     def _page(self, start: int, stop: int, withheld: NDArray[np.int64] | None) -> Page:
         with self._database.transaction() as connection:
             page = pages.read(
                 connection,
-                job_id=self._job_id,
-                target_id=self._target.id,
+                job_id=self.job_id,
+                target_id=self.target.id,
                 column=self._column,
                 start=start,
                 stop=stop,
@@ -150,6 +154,11 @@ class ResultReader:
                     truncated,
                 )
 
+    def of_chats(self) -> bool:
+        """Whether the inputs are chats, as far as the first one tells."""
+        with self._database.transaction() as connection:
+            return pages.starts_with_chat(connection, self.job_id)
+
     def schema(self) -> pa.Schema:
         """The Arrow schema of `batches`; vectors are lists of a fixed size."""
         if self._column == "output":
@@ -169,9 +178,9 @@ class ResultReader:
             ]
         )
 
-    def batches(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    def batches(self, schema: pa.Schema, start: int = 0) -> Iterator[pa.RecordBatch]:
         """The same as Arrow record batches of that schema."""
-        for page in self.pages():
+        for page in self.pages(start):
             yield pa.record_batch(
                 [
                     pa.array(page.positions),

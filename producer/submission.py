@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import islice
 from typing import Any
 from uuid import UUID
 
@@ -24,7 +25,7 @@ from contracts.inputs import check_input
 from contracts.models import ModelSpec
 from contracts.params import compresses, extra_tokens, pass_tokens
 from contracts.states import Priority
-from producer.lines import Entry, check_custom_id, digits, too_long
+from producer.reading.lines import Entry, check_custom_id, digits, too_long
 from storage import budgets, endpoints, inputs, jobs, models, oldjobs, sealing
 from storage.database import Database
 from storage.inputs import Line
@@ -182,32 +183,57 @@ def submit(database: Database, submission: Submission, source: Iterable[Line]) -
                 content.update(chunk)
             return holder_of(holder, content.value(), submission.idempotency_key)
     with database.transaction() as connection:
-        listener = find_listener(connection, submission.callback_url, submission.progress_at)
-        target_id = models.make_target(connection, submission.model, submission.params)
-        job_id = jobs.open_job(
-            connection,
-            target_id=target_id,
-            pool=submission.model.pool,
-            priority=submission.priority,
-            metadata=submission.metadata,
-            listener=listener,
-            traceparent=submission.traceparent,
-        )
+        opened = open_job(connection, submission)
+    job_id = opened.job_id
     try:
-        _receive(database, job_id, source, content)
-        accepted = _seal(database, submission, job_id, target_id, content)
+        receive(database, job_id, source, content)
+        accepted = _seal(database, submission, opened, content)
     except BaseException:
         # Whatever ended it, the caller's own generator included: what was received must not count. Where even this
         # fails, the job never leaves `receiving`, and maintenance removes it.
         with suppress(BatchmillError):
-            with database.transaction() as connection:
-                discarded = jobs.discard(connection, job_id)
-            if discarded:
-                oldjobs.delete_items(database, job_id)
+            discard(database, job_id)
         raise
     if accepted.job_id != job_id:
         oldjobs.delete_items(database, job_id)
     return accepted
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A job that receives lines."""
+
+    job_id: UUID
+    target_id: int
+
+
+def open_job(connection: Connection, submission: Submission) -> Opened:
+    """A job that receives what is asked for.
+
+    Raises:
+        RefusedUrl: The callback's URL is none that webhooks are sent to.
+        UnknownEndpoint: No endpoint is registered for it, or it is disabled.
+    """
+    listener = find_listener(connection, submission.callback_url, submission.progress_at)
+    target_id = models.make_target(connection, submission.model, submission.params)
+    job_id = jobs.open_job(
+        connection,
+        target_id=target_id,
+        pool=submission.model.pool,
+        priority=submission.priority,
+        metadata=submission.metadata,
+        listener=listener,
+        traceparent=submission.traceparent,
+    )
+    return Opened(job_id, target_id)
+
+
+def discard(database: Database, job_id: UUID) -> None:
+    """Remove a job that is still being received, and its lines."""
+    with database.transaction() as connection:
+        discarded = jobs.discard(connection, job_id)
+    if discarded:
+        oldjobs.delete_items(database, job_id)
 
 
 def find_listener(
@@ -224,13 +250,35 @@ def find_listener(
     return Listener(callback_url, endpoints.find(connection, callback_url).id, progress_at)
 
 
-def _receive(database: Database, job_id: UUID, source: Iterable[Line], content: ContentDigest) -> None:
-    """Store chunk after chunk; while one is on its way, the next is read and hashed."""
+def passed_over(source: Iterator[Line], content: ContentDigest, arrived: jobs.Arrived) -> bool:
+    """Draw the lines that have arrived, without storing them; whether they are the ones that arrived."""
+    for chunk in chunks(islice(source, arrived.lines)):
+        content.update(chunk)
+    return arrived.lines == 0 or content.value() == arrived.content_digest
 
-    def store(chunk: list[Line]) -> None:
+
+def receive(
+    database: Database,
+    job_id: UUID,
+    source: Iterable[Line],
+    content: ContentDigest,
+    noted: Callable[[Connection], None] = lambda _: None,
+) -> None:
+    """Store chunk after chunk; while one is on its way, the next is read and hashed.
+
+    Args:
+        database: Where the job is.
+        job_id: It is being received.
+        source: Lines that have not arrived.
+        content: Has taken in those that have.
+        noted: Ends the transaction of each chunk; what it raises undoes the chunk, and ends the reception.
+    """
+
+    def store(chunk: list[Line], digest: bytes) -> None:
         with database.transaction() as connection:
-            jobs.count_received(connection, job_id, len(chunk))
+            jobs.count_received(connection, job_id, len(chunk), digest)
             inputs.append(connection, job_id, chunk)
+            noted(connection)
 
     with ThreadPoolExecutor(1, "submission") as writer:
         stored: Future[None] | None = None
@@ -238,30 +286,43 @@ def _receive(database: Database, job_id: UUID, source: Iterable[Line], content: 
             content.update(chunk)
             if stored is not None:
                 stored.result()
-            stored = writer.submit(store, chunk)
+            stored = writer.submit(store, chunk, content.value())
         if stored is not None:
             stored.result()
 
 
-def _seal(database: Database, submission: Submission, job_id: UUID, target_id: int, content: ContentDigest) -> Accepted:
+def _seal(database: Database, submission: Submission, opened: Opened, content: ContentDigest) -> Accepted:
     with database.transaction() as connection:
-        key = submission.idempotency_key
+        key, job_id = submission.idempotency_key, opened.job_id
         if key is not None:
             holder = jobs.claim_key(connection, job_id, key, content.value())
             if holder.job_id != job_id:
                 # Someone else sealed a job under this key while this one was being received.
                 jobs.discard(connection, job_id)
                 return holder_of(holder, content.value(), key)
-        if (twice := inputs.duplicate_custom_id(connection, job_id)) is not None:
-            custom_id, first, last = twice
-            raise DuplicateCustomId(
-                f"the custom id {custom_id!r} is used at least twice, by items {first + 1} and {last + 1}; "
-                "give each item an id of its own, or none"
-            )
-        shards = seal(
-            connection, job_id, target_id, submission.model, submission.params, expires_in=submission.expires_in
+        return Accepted(job_id, seal_whole(connection, opened, submission))
+
+
+def seal_whole(connection: Connection, opened: Opened, submission: Submission) -> int:
+    """Seal a job that all lines have arrived of; how many shards it is cut into.
+
+    Raises:
+        DuplicateCustomId: Two lines share an id.
+    """
+    if (twice := inputs.duplicate_custom_id(connection, opened.job_id)) is not None:
+        custom_id, first, last = twice
+        raise DuplicateCustomId(
+            f"the custom id {custom_id!r} is used at least twice, by items {first + 1} and {last + 1}; "
+            "give each item an id of its own, or none"
         )
-        return Accepted(job_id, shards)
+    return seal(
+        connection,
+        opened.job_id,
+        opened.target_id,
+        submission.model,
+        submission.params,
+        expires_in=submission.expires_in,
+    )
 
 
 def seal(

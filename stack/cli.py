@@ -54,7 +54,7 @@ def up(
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Leave it running and return.")] = False,
     json: Json = False,
 ) -> None:
-    """Run the embedded servers, two workers, beat, the deliverer of webhooks and Flower, until Ctrl-C."""
+    """Run the embedded servers, two workers, beat, a runner, the deliverer of webhooks and Flower, until Ctrl-C."""
     from stack import embedded
     from stack.layout import Layout
 
@@ -133,6 +133,17 @@ def deliver() -> None:
     if settings.embedded:
         raise ConfigurationError("the embedded stack delivers by itself: this is for servers that two URLs name")
     from worker.webhooks.__main__ import run
+
+    run(settings)
+
+
+@app.command(rich_help_panel=SERVERS)
+def runner() -> None:
+    """Carry out what schedules have due, on the configured servers; any number of these share the work."""
+    settings = _settings()
+    if settings.embedded:
+        raise ConfigurationError("the embedded stack has a runner: this is for servers that two URLs name")
+    from producer.runs.__main__ import run
 
     run(settings)
 

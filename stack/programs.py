@@ -1,4 +1,4 @@
-"""What runs beside the servers: the workers, beat, the deliverer of webhooks and Flower, told where everything is."""
+"""What runs beside the servers: workers, beat, the deliverer of webhooks, the runner and Flower, told where all is."""
 
 import os
 import sys
@@ -14,7 +14,7 @@ from stack.layout import Layout
 from stack.processes import Program
 from stack.state import StackAddresses
 
-WORKER, COMPRESSOR, BEAT, WEBHOOKS = "worker", "compressor", "beat", "webhooks"
+WORKER, COMPRESSOR, BEAT, WEBHOOKS, RUNNER = "worker", "compressor", "beat", "webhooks", "runner"
 _READY = "BATCHMILL_READY_FILE"
 
 
@@ -78,7 +78,18 @@ def programs_of(settings: Settings, addresses: StackAddresses) -> Sequence[Progr
             folder=layout.home,
             stop_seconds=10.0,
         ),
-        # The last: what it waits for is rare, and the others are to be ready soon.
+        # The last: what they wait for is rare, and the others are to be ready soon.
+        Program(
+            name=RUNNER,
+            command=(sys.executable, "-m", "producer.runs"),
+            environment={
+                **common,
+                "BATCHMILL_DATABASE_URL": as_role(addresses.database_url, roles.PRODUCER),
+                **_port(settings, 4),
+            },
+            folder=layout.home,
+            stop_seconds=20.0,
+        ),
         _worker(COMPRESSOR, {**common, "BATCHMILL_POOL": COMPRESSION_POOL, **_port(settings, 3)}, layout, addresses),
     ]
     seen = {**common, "BATCHMILL_DATABASE_URL": as_role(addresses.database_url, roles.READER)}

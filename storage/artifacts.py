@@ -108,6 +108,18 @@ class ArtifactStore:
                     shutil.rmtree(partial, ignore_errors=True)
         return folder
 
+    def restore(self, folder: Path, files: Sequence[ArtifactFile]) -> None:
+        """Store a manifest's files once more, in place of what is damaged there.
+
+        Raises:
+            ArtifactError: A file of the folder is not what the manifest says.
+            ArtifactsUnavailable: It cannot be read, or the store cannot take it.
+        """
+        _check_manifest(files)
+        for file in files:
+            with _explained(f"the artifact store {self.url}"):
+                self._put(folder / file.path, file)
+
     def _add_file(self, folder: Path, path: str) -> ArtifactFile:
         source = folder / path
         with _explained(str(source)), open(source, "rb") as stream:

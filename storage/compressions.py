@@ -35,6 +35,21 @@ _NOTE_PROGRESS = text("""
       AND EXISTS (SELECT FROM shards WHERE id = :shard_id AND state = 'leased' AND token = :token)
 """).bindparams(bindparam("progress", type_=JSONB))
 
+_IDLE = text("""
+    SELECT extract(epoch FROM
+                   clock_timestamp() - greatest(mine.started_at, teacher.queued_at, teacher.served_at))::float
+    FROM jobs AS mine, jobs AS teacher WHERE mine.id = :job_id AND teacher.id = :teacher_id
+""")
+
+# Of two that came to a step at the same time, the one that was claimed first goes on.
+_DONE_BY = text("""
+    SELECT other.id FROM jobs AS mine JOIN jobs AS other ON other.target_id = mine.target_id AND other.id <> mine.id
+        JOIN shards AS twin ON twin.job_id = other.id
+    WHERE mine.id = :job_id AND twin.state = 'leased' AND twin.lease_expires_at > now()
+      AND :input_id = ANY(twin.input_ids) AND (other.served_at, other.id) < (mine.served_at, mine.id)
+    LIMIT 1
+""")
+
 _FINISH = text("""
     UPDATE compressions SET model_id = :model_id, verdict = :verdict, report = :report, html = :html, progress = NULL
     WHERE job_id = :job_id
@@ -79,6 +94,18 @@ def note_progress(connection: Connection, lease: Lease, progress: StepProgress) 
     """Note how far the step is; whether the lease still holds its shard: nothing is noted where it does not."""
     values = {"job_id": lease.job_id, "shard_id": lease.shard_id, "token": lease.token, "progress": _plain(progress)}
     return connection.execute(_NOTE_PROGRESS, values).rowcount > 0
+
+
+def idle_seconds(connection: Connection, job_id: UUID, teacher_id: UUID) -> float:
+    """For how long a compression has waited with nobody taking up work of its teacher's job."""
+    found = connection.execute(_IDLE, {"job_id": job_id, "teacher_id": teacher_id}).scalar_one_or_none()
+    return float(found or 0.0)
+
+
+def done_by(connection: Connection, lease: Lease, input_id: int) -> UUID | None:
+    """The other job, where there is one, that works on the same prefix of a recipe now and began before."""
+    found = connection.execute(_DONE_BY, {"job_id": lease.job_id, "input_id": input_id}).scalar_one_or_none()
+    return None if found is None else UUID(str(found))
 
 
 def finish(

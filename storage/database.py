@@ -14,8 +14,9 @@ _AWAY = ("08", "25006", "25P03", "25P04", "40", "53", "55P03", "57P", "57014")
 """SQLSTATEs, or how they begin, after which trying again can help: the connection is broken, or leads to a standby; a
 transaction took too long, met another, or waited for a lock; memory, disk or connections are used up; the server shuts
 down; a statement was cancelled."""
-_KEEPALIVE = {"keepalives_idle": 5, "keepalives_interval": 3, "keepalives_count": 3, "tcp_user_timeout": 15_000}
-"""A server that a network swallowed is noticed within 15 seconds, and not in the two hours that a kernel takes."""
+KEEPALIVE = {"keepalives_idle": 5, "keepalives_interval": 3, "keepalives_count": 3, "tcp_user_timeout": 15_000}
+"""For psycopg: a server that a network swallowed is noticed within 15 seconds, and not in the two hours that a kernel
+takes."""
 IDLE_SECONDS = 60.0
 """A process that stands still in the middle of a transaction (a frozen machine, Ctrl-Z) holds its locks for so long."""
 
@@ -66,7 +67,7 @@ class Database:
             max_overflow=pool_size,
             pool_pre_ping=True,
             hide_parameters=True,
-            connect_args={"prepare_threshold": None, "connect_timeout": 10, **_KEEPALIVE},
+            connect_args={"prepare_threshold": None, "connect_timeout": 10, **KEEPALIVE},
         )
 
     @contextmanager
@@ -81,10 +82,10 @@ class Database:
                 connection.execute(self._limit)
                 yield connection
         except (DBAPIError, psycopg.Error) as error:
-            _leave_out_rows(error)
-            if not _is_away(error):
+            leave_out_rows(error)
+            if not is_away(error):
                 raise
-            raise DatabaseUnavailable(f"{self.name} cannot be used now: {_first_line(error)}") from error
+            raise DatabaseUnavailable(f"{self.name} cannot be used now: {first_line(error)}") from error
 
     @property
     def name(self) -> str:
@@ -102,7 +103,7 @@ class Database:
         self.close()
 
 
-def _leave_out_rows(error: DBAPIError | psycopg.Error) -> None:
+def leave_out_rows(error: DBAPIError | psycopg.Error) -> None:
     """Keep the first line of what the server says: those below it quote rows, and errors end up in logs."""
     cause = error.orig if isinstance(error, DBAPIError) else error
     if isinstance(cause, psycopg.Error) and (primary := cause.diag.message_primary) is not None:
@@ -110,7 +111,7 @@ def _leave_out_rows(error: DBAPIError | psycopg.Error) -> None:
         error.args = (primary if error is cause else f"({type(cause).__name__}) {primary}",)
 
 
-def _is_away(error: DBAPIError | psycopg.Error) -> bool:
+def is_away(error: DBAPIError | psycopg.Error) -> bool:
     """Whether the connection is lost, or the server says that it cannot work now; then trying again can help."""
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return True
@@ -123,6 +124,7 @@ def _is_away(error: DBAPIError | psycopg.Error) -> bool:
     return cause.sqlstate.startswith(_AWAY)
 
 
-def _first_line(error: DBAPIError | psycopg.Error) -> str:
+def first_line(error: DBAPIError | psycopg.Error) -> str:
+    """What the server says, without what it quotes."""
     cause = error.orig if isinstance(error, DBAPIError) else error
     return (str(cause).strip().splitlines() or [type(cause).__name__])[0]

@@ -53,11 +53,7 @@ def find(connection: Connection, callback_url: str) -> Endpoint:
         UnknownEndpoint: None is registered for it, or it is disabled.
     """
     callback = callbacks.parse(callback_url)
-    row = connection.execute(
-        # The one with the very query comes first.
-        text(f"SELECT {_COLUMNS} FROM webhook_endpoints WHERE url IN (:url, :base) ORDER BY url = :url DESC LIMIT 1"),
-        {"url": callback.url, "base": callback.base},
-    ).first()
+    row = _match(connection, callback)
     if row is None:
         raise UnknownEndpoint(
             f"no webhook endpoint is registered for {callback.base}: run `batchmill webhooks add {callback.base}`"
@@ -69,6 +65,24 @@ def find(connection: Connection, callback_url: str) -> Endpoint:
             f"run `batchmill webhooks enable {endpoint.id}`"
         )
     return endpoint
+
+
+def registered(connection: Connection, callback_url: str) -> int | None:
+    """The number of the endpoint that `find` finds, disabled or not: what is sent to a disabled one is dead, visibly.
+
+    Raises:
+        RefusedUrl: It is no URL that webhooks are sent to.
+    """
+    row = _match(connection, callbacks.parse(callback_url))
+    return None if row is None else int(row.id)
+
+
+def _match(connection: Connection, callback: callbacks.Callback) -> Row[Any] | None:
+    return connection.execute(
+        # The one with the very query comes first.
+        text(f"SELECT {_COLUMNS} FROM webhook_endpoints WHERE url IN (:url, :base) ORDER BY url = :url DESC LIMIT 1"),
+        {"url": callback.url, "base": callback.base},
+    ).first()
 
 
 def get(connection: Connection, reference: str | int) -> Endpoint:

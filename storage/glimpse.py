@@ -7,7 +7,7 @@ import psycopg
 MOST = 50
 _CONNECT_SECONDS, _STATEMENT_MILLISECONDS = 2, 500
 
-What: TypeAlias = Literal["models", "versions", "jobs", "endpoints", "urls", "pools"]
+What: TypeAlias = Literal["models", "versions", "jobs", "endpoints", "urls", "pools", "schedules"]
 
 _QUERIES: dict[What, str] = {
     "models": """
@@ -28,6 +28,9 @@ _QUERIES: dict[What, str] = {
     "urls": """
         SELECT url, '' FROM webhook_endpoints WHERE disabled_at IS NULL AND starts_with(url, %(begin)s)
         ORDER BY url LIMIT %(most)s""",
+    "schedules": """
+        SELECT name, concat(cron, ' ', timezone) FROM schedules WHERE starts_with(name, %(begin)s)
+        ORDER BY name LIMIT %(most)s""",
     "pools": """
         SELECT DISTINCT pool, '' FROM models WHERE removed_at IS NULL AND starts_with(pool, %(begin)s)
         ORDER BY pool LIMIT %(most)s""",

@@ -172,11 +172,12 @@ def open_job(
     return job_id
 
 
-def count_received(connection: Connection, job_id: UUID, lines: int) -> None:
+def count_received(connection: Connection, job_id: UUID, lines: int, content_digest: bytes | None = None) -> None:
     """Note that lines of a chunk are added; no purge runs from here to the end of the transaction.
 
-    The moment is taken once purges are kept out, so that one that began at T finds every item added since in the jobs
-    that received something at T or later.
+    The digest is that of all lines so far, for whoever goes on with a submission that was cut. The moment is taken once
+    purges are kept out, so that one that began at T finds every item added since in the jobs that received something
+    at T or later.
 
     Raises:
         WrongState: The job is not being received: it was taken for abandoned, and removed.
@@ -184,13 +185,31 @@ def count_received(connection: Connection, job_id: UUID, lines: int) -> None:
     locks.share_with_purge(connection)
     found = connection.execute(
         text("""
-            UPDATE jobs SET items = items + :lines, received_at = clock_timestamp()
+            UPDATE jobs SET items = items + :lines, received_at = clock_timestamp(), content_digest = :digest
             WHERE id = :id AND state = 'receiving' RETURNING id
         """),
-        {"id": job_id, "lines": lines},
+        {"id": job_id, "lines": lines, "digest": content_digest},
     ).first()
     if found is None:
         raise WrongState(f"job {job_id} was removed: nothing of it arrived for too long; submit again")
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """What has arrived of a job that is being received."""
+
+    target_id: int
+    lines: int
+    content_digest: bytes | None
+    """Of these lines; None of none."""
+
+
+def arrived(connection: Connection, job_id: UUID) -> Arrived | None:
+    """What has arrived of a job; None unless it is being received."""
+    row = connection.execute(
+        text("SELECT target_id, items, content_digest FROM jobs WHERE id = :id AND state = 'receiving'"), {"id": job_id}
+    ).first()
+    return None if row is None else Arrived(row.target_id, row.items, row.content_digest and bytes(row.content_digest))
 
 
 def claim_key(connection: Connection, job_id: UUID, idempotency_key: str, content_digest: bytes) -> KeyHolder:
@@ -216,10 +235,12 @@ def discard(connection: Connection, job_id: UUID) -> bool:
 
 
 def discard_abandoned(connection: Connection, older_than: timedelta) -> list[UUID]:
-    """Remove jobs whose client sent nothing for so long."""
+    """Remove jobs whose client sent nothing for so long; what an open run reads waits for whoever goes on with it."""
     rows = connection.execute(
         text("""
             SELECT id FROM jobs WHERE state = 'receiving' AND received_at < now() - :age
+              AND NOT EXISTS (SELECT FROM runs WHERE job_id = jobs.id
+                              AND runs.state IN ('queued', 'reading', 'scoring', 'writing'))
             FOR UPDATE SKIP LOCKED
         """),
         {"age": older_than},

@@ -10,12 +10,14 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
+from storage import oldruns
 from storage.database import Database
 
 ROWS = 20_000
 """What one transaction deletes, about."""
 
-EXPIRED = """
+EXPIRED = (
+    """
     jobs.state IN ('succeeded', 'failed', 'cancelled', 'expired')
     AND jobs.created_at < now() - {age} AND jobs.finished_at < now() - {age}
     AND NOT EXISTS (SELECT FROM deliveries WHERE deliveries.job_id = jobs.id AND deliveries.state = 'pending')
@@ -24,8 +26,10 @@ EXPIRED = """
             jsonb_each_text(compressions.teachers) AS teacher
         WHERE taught.state NOT IN ('succeeded', 'failed', 'cancelled', 'expired') AND teacher.value = jobs.id::text)
 """
+    f" AND NOT EXISTS (SELECT FROM runs WHERE runs.job_id = jobs.id AND {oldruns.NEEDED})"
+)
 """Which jobs may go, given an age: none while someone is yet to hear of it, none that a compression still learns from,
-and none where the age is null."""
+none of a run that is open or that its schedule's next is compared with, and none where the age is null."""
 
 _OLD = EXPIRED.format(age="CAST(:age AS interval)")
 _COUNT = text(f"SELECT count(*), coalesce(sum(items), 0) FROM jobs WHERE {_OLD}")

@@ -192,3 +192,12 @@ def dimensions(connection: Connection, *, job_id: UUID, target_id: int, column: 
         WHERE items.job_id = :job_id AND results.target_id = :target_id LIMIT 1
     """)
     return connection.execute(statement, {"job_id": job_id, "target_id": target_id}).scalar_one_or_none()
+
+
+def starts_with_chat(connection: Connection, job_id: UUID) -> bool:
+    """Whether the input of a job's first item is an object with messages, as a chat is."""
+    statement = text("""
+        SELECT payload::jsonb ? 'messages' FROM items JOIN inputs ON inputs.id = items.input_id
+        WHERE items.job_id = :job_id ORDER BY items.position LIMIT 1
+    """)
+    return bool(connection.execute(statement, {"job_id": job_id}).scalar_one_or_none())

@@ -1,4 +1,4 @@
-"""Retention: jobs that ended long ago go, then results and inputs that no remaining job refers to.
+"""Retention: jobs and runs that ended long ago go, then results and inputs that no remaining job refers to.
 
 The order of the steps is what makes each of them safe: a job's row goes before its items, items before what they refer
 to. A purge may end anywhere, and several may run at once.
@@ -7,7 +7,7 @@ to. A purge may end anywhere, and several may run at once.
 from dataclasses import dataclass
 from datetime import timedelta
 
-from storage import oldjobs, unused
+from storage import oldjobs, oldruns, unused
 from storage.database import Database
 
 
@@ -16,7 +16,7 @@ class Retention:
     """How long things are kept; for ever where it is None."""
 
     jobs: timedelta | None
-    """After the job ended."""
+    """After the job, or the run, ended."""
     results: timedelta | None
     """Results and inputs to which no job refers, from when they came into being."""
 
@@ -34,6 +34,7 @@ class Purged:
     items: int
     results: int
     inputs: int
+    runs: int = 0
 
 
 def purge(database: Database, retention: Retention) -> Purged:
@@ -44,12 +45,13 @@ def purge(database: Database, retention: Retention) -> Purged:
         DatabaseUnavailable: Postgres does not answer.
     """
     jobs = oldjobs.delete(database, retention.jobs)
+    runs = oldruns.delete(database, retention.jobs)
     items = oldjobs.delete_orphans(database)
     results = inputs = 0
     if retention.results is not None:
         results = unused.delete_results(database, retention.results)
         inputs = unused.delete_inputs(database, retention.results)
-    return Purged(jobs, items, results, inputs)
+    return Purged(jobs, items, results, inputs, runs)
 
 
 def preview(database: Database, retention: Retention) -> Purged:
@@ -61,5 +63,6 @@ def preview(database: Database, retention: Retention) -> Purged:
     """
     with database.transaction() as connection:
         jobs, items = oldjobs.count(connection, retention.jobs)
+        runs = oldruns.count(connection, retention.jobs)
         results, inputs = unused.count(connection, retention.jobs, retention.results)
-    return Purged(jobs, items, results, inputs)
+    return Purged(jobs, items, results, inputs, runs)

@@ -47,7 +47,7 @@ ROLES = (
     Role(MIGRATOR, "`batchmill migrate`: owns the tables", owner=True),
     Role(
         PRODUCER,
-        "clients and the command line: submit, read, control, models, webhooks",
+        "clients, the command line and `batchmill runner`: submit, read, control, models, webhooks, schedules",
         {
             "models": "SELECT, INSERT, UPDATE",
             "targets": "SELECT, INSERT",
@@ -62,6 +62,8 @@ ROLES = (
             "workers": "SELECT",
             "deliveries": "SELECT, INSERT, UPDATE",
             "webhook_endpoints": "SELECT, INSERT, UPDATE",
+            "schedules": "SELECT, INSERT, UPDATE, DELETE",
+            "runs": "SELECT, INSERT, UPDATE",
         },
         stages=True,
     ),
@@ -82,6 +84,8 @@ ROLES = (
             "chores": "SELECT, INSERT, UPDATE",
             "compressions": "SELECT, UPDATE (progress, verdict, model_id, report, html)",
             "workers": "SELECT, INSERT, UPDATE, DELETE",
+            "schedules": "SELECT, UPDATE (next_due_at)",
+            "runs": "SELECT, INSERT, UPDATE, DELETE",
         },
         stages=True,
     ),

@@ -29,7 +29,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, BIT, JSON, JSONB, UUID
 
-from contracts.states import DeliveryState, JobState, ShardState
+from contracts.states import DeliveryState, JobState, RunState, ShardState
 
 metadata = MetaData(
     naming_convention={
@@ -44,6 +44,9 @@ metadata = MetaData(
 
 def _one_of(column: str, states: type[StrEnum]) -> CheckConstraint:
     return CheckConstraint(f"{column} IN ({', '.join(repr(state.value) for state in states)})", name=column)
+
+
+_OPEN_RUNS = ", ".join(repr(state.value) for state in RunState if not state.terminal)
 
 
 def _time(name: str, *, default: bool = False) -> Column[object]:
@@ -108,7 +111,7 @@ jobs = Table(
     Column("priority", SmallInteger, nullable=False),
     Column("metadata", JSONB, nullable=False, server_default=text("'{}'")),
     Column("idempotency_key", Text),
-    Column("content_digest", LargeBinary),
+    Column("content_digest", LargeBinary),  # of all lines; of those received so far, while they arrive
     Column("retry_of", UUID, ForeignKey("jobs.id", ondelete="SET NULL")),
     Column("callback_url", Text),
     Column("endpoint_id", BigInteger, ForeignKey("webhook_endpoints.id", ondelete="SET NULL")),
@@ -273,6 +276,7 @@ deliveries = Table(
     metadata,
     Column("id", UUID, primary_key=True, server_default=text("uuidv7()")),
     Column("job_id", UUID, ForeignKey("jobs.id", ondelete="CASCADE")),
+    Column("run_id", UUID, ForeignKey("runs.id", ondelete="CASCADE")),
     Column("endpoint_id", BigInteger, ForeignKey("webhook_endpoints.id", ondelete="CASCADE"), nullable=False),
     Column("url", Text, nullable=False),
     Column("event", Text, nullable=False),
@@ -297,6 +301,7 @@ deliveries = Table(
         postgresql_nulls_not_distinct=True,
         postgresql_where=text("job_id IS NOT NULL"),
     ),
+    Index("deliveries_run_event_key", "run_id", "event", unique=True, postgresql_where=text("run_id IS NOT NULL")),
     Index("deliveries_due_idx", "endpoint_id", "due_at", postgresql_where=text("state = 'pending'")),
 )
 
@@ -307,18 +312,47 @@ schedules = Table(
     Column("name", Text, nullable=False, unique=True),
     Column("cron", Text, nullable=False),
     Column("timezone", Text, nullable=False),
-    Column("submission", JSONB, nullable=False),
+    Column("spec", JSONB, nullable=False),
+    Column("overlap", Text, nullable=False),
+    Column("catch_up", Text, nullable=False),
+    _time("next_due_at"),  # None while it is paused
     _time("paused_at"),
     _time("created_at", default=True),
+    Index("schedules_next_due_at_idx", "next_due_at", postgresql_where=text("next_due_at IS NOT NULL")),
 )
 
-schedule_runs = Table(
-    "schedule_runs",
+runs = Table(
+    "runs",
     metadata,
-    Column("schedule_id", BigInteger, ForeignKey("schedules.id", ondelete="CASCADE"), primary_key=True),
-    Column("due_at", DateTime(timezone=True), primary_key=True),
-    Column("job_id", UUID, ForeignKey("jobs.id", ondelete="SET NULL"), index=True),
+    Column("id", UUID, primary_key=True, server_default=text("uuidv7()")),
+    # Without one a run is its caller's: nobody else carries it out.
+    Column("schedule_id", BigInteger, ForeignKey("schedules.id", ondelete="CASCADE")),
+    _time("due_at"),
+    Column("state", Text, nullable=False),
+    Column("spec", JSONB, nullable=False),
+    # Who carries it out while it is read or written.
+    Column("token", UUID),
+    Column("runner", Text),
+    _time("lease_expires_at"),
+    _time("not_before"),
+    Column("attempt", Integer, nullable=False, server_default=text("0")),
+    Column("job_id", UUID, ForeignKey("jobs.id", ondelete="SET NULL")),
+    Column("progress", JSONB, nullable=False, server_default=text("'{}'")),
+    Column("written", JSONB),  # how far the sink is, as the sink itself puts it
+    Column("changes", JSONB),
+    Column("drift", JSONB),
+    Column("report", Text),
+    Column("error_code", Text),
+    Column("error_message", Text),
     _time("created_at", default=True),
+    _time("started_at"),
+    _time("finished_at"),
+    _one_of("state", RunState),
+    UniqueConstraint("schedule_id", "due_at"),
+    CheckConstraint("(schedule_id IS NULL) = (due_at IS NULL)", name="due"),
+    Index("runs_open_idx", "created_at", postgresql_where=text(f"state IN ({_OPEN_RUNS})")),
+    Index("runs_job_id_idx", "job_id"),
+    Index("runs_finished_at_idx", "finished_at"),
 )
 
 compressions = Table(

@@ -1,5 +1,6 @@
 """Real servers for every test that asks: Postgres and Valkey from their wheels, started once a session."""
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from itertools import count
 from pathlib import Path
-from types import ModuleType
+from typing import Any, TypeAlias
 
 import pytest
 from sqlalchemy import text
@@ -24,7 +25,7 @@ from stack.servers import servers
 from stack.state import StackAddresses
 from storage import schema
 from storage.database import Database
-from tests.models import MINILM, save_language_model
+from tests.models import MINILM, save_language_model, save_smollm2
 from tests.rabbitmq_node import missing, rabbitmq
 
 _names = count()
@@ -65,49 +66,77 @@ def make_database(addresses: StackAddresses) -> Callable[..., str]:
     return make
 
 
+MadeOnce: TypeAlias = Callable[[str, Callable[[Path], Path]], Path]
+
+
 @pytest.fixture(scope="session")
-def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
+    """Folders that one of the processes that test side by side makes, in an empty folder, and the others find."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def make(name: str, build: Callable[[Path], Path]) -> Path:
+        folder, done = shared / f"shared-{name}", shared / f"shared-{name}.done"
+        with (shared / f"shared-{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                done.write_text(str(build(folder)))
+        return Path(done.read_text())
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def classifier(made_once: MadeOnce) -> Path:
     """The folder of a classifier with five labels, trained for this session."""
-    return heads.save_classifier(tmp_path_factory.mktemp("classifier"))
+    return made_once("classifier", heads.save_classifier)
 
 
 @pytest.fixture(scope="session")
-def reranker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def reranker(made_once: MadeOnce) -> Path:
     """The folder of a cross-encoder, trained for this session."""
-    return heads.save_reranker(tmp_path_factory.mktemp("reranker"))
+    return made_once("reranker", heads.save_reranker)
 
 
 @pytest.fixture(scope="session")
-def language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def smollm2(made_once: MadeOnce) -> Path:
+    """The folder of all of SmolLM2 in bfloat16: a GGUF file takes long to parse."""
+    return made_once("smollm2", save_smollm2)
+
+
+@pytest.fixture(scope="session")
+def language_model(smollm2: Path, made_once: MadeOnce) -> Path:
     """The folder of a small model that speaks in tongues: the first layers of SmolLM2, with 256 positions."""
-    return save_language_model(tmp_path_factory.mktemp("language_model"), layers=2, positions=256)
+    return made_once("language_model", lambda folder: save_language_model(smollm2, folder, layers=2, positions=256))
 
 
 @pytest.fixture(scope="session")
-def onnx_embedder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def onnx_embedder(made_once: MadeOnce) -> Path:
     """MiniLM as an ONNX graph."""
-    return _graphs().exported(MINILM, tmp_path_factory.mktemp("onnx_embedder"))
+    return made_once("onnx_embedder", lambda folder: _graphs().exported(MINILM, folder))
 
 
 @pytest.fixture(scope="session")
-def onnx_int8_embedder(onnx_embedder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def onnx_int8_embedder(onnx_embedder: Path, made_once: MadeOnce) -> Path:
     """The same in int8."""
-    return _graphs().quantized(onnx_embedder, tmp_path_factory.mktemp("onnx_int8_embedder"))
+    return made_once("onnx_int8_embedder", lambda folder: _graphs().quantized(onnx_embedder, folder))
 
 
 @pytest.fixture(scope="session")
-def onnx_classifier(classifier: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def onnx_classifier(classifier: Path, made_once: MadeOnce) -> Path:
     """The classifier as an ONNX graph."""
-    return _graphs().exported(classifier, tmp_path_factory.mktemp("onnx_classifier"), Task.CLASSIFY)
+    return made_once("onnx_classifier", lambda folder: _graphs().exported(classifier, folder, Task.CLASSIFY))
 
 
 @pytest.fixture(scope="session")
-def onnx_int8_classifier(onnx_classifier: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def onnx_int8_classifier(onnx_classifier: Path, made_once: MadeOnce) -> Path:
     """The same in int8."""
-    return _graphs().quantized(onnx_classifier, tmp_path_factory.mktemp("onnx_int8_classifier"), Task.CLASSIFY)
+    return made_once("onnx_int8_classifier", lambda folder: _graphs().quantized(onnx_classifier, folder, Task.CLASSIFY))
 
 
-def _graphs() -> ModuleType:
+def _graphs() -> Any:
     """Imported where it is used: most tests need no ONNX."""
     return import_module("tests.graphs")
 

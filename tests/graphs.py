@@ -21,12 +21,14 @@ def quantized(source: Path, folder: Path, task: Task = Task.EMBED, **options: An
     return run(Quantize(method="int8", **options), source, folder / "int8", task)[0]
 
 
-def run(step: Export | Quantize, source: Path, destination: Path, task: Task) -> tuple[Path, Outcome]:
+def run(
+    step: Export | Quantize, source: Path, destination: Path, task: Task, evaluate: Path | None = None
+) -> tuple[Path, Outcome]:
     """Do the step as the process of a step does it."""
     destination.mkdir(parents=True)
     scratch = destination.with_name(f"{destination.name}.scratch")
     scratch.mkdir()
-    order = Order(task, source, Quantization.NONE, source, destination, scratch)
+    order = Order(task, source, Quantization.NONE, source, destination, scratch, evaluate=evaluate)
     return destination, run_of(step, order)(step, order, lambda fraction, message: None)
 
 

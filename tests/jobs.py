@@ -1,6 +1,7 @@
 """Jobs made through the storage layer alone: no client, no worker."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -142,6 +143,21 @@ def expire(database: Database, *leases: Lease) -> None:
     """Let leases run out, as a worker's death would."""
     statement = "UPDATE shards SET lease_expires_at = now() - interval '1 second' WHERE token = ANY(:tokens)"
     execute(database, statement, tokens=[lease.token for lease in leases])
+
+
+@contextmanager
+def outage(database: Database) -> Iterator[None]:
+    """Postgres lets nobody into the database meanwhile, and has sent away whoever was there."""
+    name = database.url.database
+    server = database.url.set(database="batchmill").render_as_string(hide_password=False)
+    with Database(server) as other:
+        execute(other, f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        try:
+            end = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = :name"
+            execute(other, end, name=name)
+            yield
+        finally:
+            execute(other, f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
 
 
 def query(database: Database, statement: str, **values: Any) -> list[Any]:

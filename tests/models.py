@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks.specs import model_spec
 from benchmarks.weights import MINILM, SMOLLM2
 
-__all__ = ["MINILM", "SMOLLM2", "changed", "model_spec", "save_language_model", "variant"]
+__all__ = ["MINILM", "SMOLLM2", "changed", "model_spec", "save_language_model", "save_smollm2", "variant"]
 
 
 def variant(folder: Path, files: dict[str, Any]) -> Path:
@@ -34,20 +34,32 @@ def changed(model: Path, folder: Path, config: dict[str, Any], *, weights: bool 
     return folder
 
 
-def save_language_model(folder: Path, *, layers: int, positions: int) -> Path:
-    """A Hugging Face folder with the first layers of SmolLM2, its tokenizer and its chat template."""
+def save_smollm2(folder: Path) -> Path:
+    """A Hugging Face folder with SmolLM2 in bfloat16, its tokenizer and its chat template."""
+    from transformers import AutoModelForCausalLM
+
+    from contracts.names import Quantization
+    from worker.loading import load_module, load_tokenizer
+
+    load_module(SMOLLM2.parent, Quantization.BF16, "cpu", AutoModelForCausalLM).save_pretrained(folder)
+    load_tokenizer(SMOLLM2.parent).save_pretrained(folder)
+    return folder
+
+
+def save_language_model(smollm2: Path, folder: Path, *, layers: int, positions: int) -> Path:
+    """The same with the first layers alone, in float32."""
     import torch
     from transformers import AutoModelForCausalLM
 
     from contracts.names import Quantization
     from worker.loading import load_module, load_tokenizer
 
-    module: Any = load_module(SMOLLM2.parent, Quantization.NONE, "cpu", AutoModelForCausalLM)
+    module: Any = load_module(smollm2, Quantization.NONE, "cpu", AutoModelForCausalLM)
     del module.model.layers[layers:]
     # Words that go in and words that come out have vectors of their own, so that a test can spoil one of them.
     module.lm_head.weight = torch.nn.Parameter(module.lm_head.weight.detach().clone())
     module.config.update({"num_hidden_layers": layers, "max_position_embeddings": positions})
     module.config.tie_word_embeddings = False
     module.save_pretrained(folder)
-    load_tokenizer(SMOLLM2.parent).save_pretrained(folder)
+    load_tokenizer(smollm2).save_pretrained(folder)
     return folder

@@ -41,11 +41,18 @@ def work(request: dict[str, Any], progress: Progress) -> Any:
 
 
 def step(wanted: dict[str, Any], order: Order) -> Any:
-    """Weights that only the source and the step decide."""
+    """Weights that only the source and the step decide: 16 numbers of two bytes each."""
     content = (order.source / WEIGHTS).read_bytes() + json.dumps(wanted, sort_keys=True).encode()
-    (order.destination / WEIGHTS).write_bytes(hashlib.sha256(content).digest())
+    numbers = hashlib.sha256(content).digest()
+    if wanted["step"] == "export":
+        (order.destination / "model.onnx").write_bytes(b"a graph")
+        (order.destination / "model.onnx.data").write_bytes(numbers)
+    else:
+        header = json.dumps({"weight": {"dtype": "BF16", "shape": [16], "data_offsets": [0, 32]}}).encode()
+        (order.destination / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header + numbers)
     (order.destination / "config.json").write_text("{}")
-    return OUTCOME.dump_python(Outcome(order.quantization, ["it was a stand-in"]), mode="json")
+    notes = ["it was a stand-in", *([] if order.evaluate is None else order.evaluate.read_text().splitlines())]
+    return OUTCOME.dump_python(Outcome(order.quantization, notes), mode="json")
 
 
 def evaluate(request: dict[str, Any]) -> Any:
@@ -72,6 +79,11 @@ def behave(behaviour: str, progress: Progress, folder: Path) -> Any:
             (folder / "half").write_bytes(b"half an artifact")
             progress(0.5, "asleep")
             time.sleep(600)
+        case "doze":
+            progress(0.5, "asleep")
+            time.sleep(1)
+        case "vary":
+            (folder / "chance").write_bytes(os.urandom(8))
         case "fork":  # something below it, which ends with it or outlives it
             below = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
             progress(0.5, str(below.pid))

@@ -10,15 +10,15 @@ from tenacity import Retrying, before_sleep_log, retry_if_exception_type, stop_a
 from contracts import logs
 from contracts.entrypoint import enter
 from contracts.errors import DatabaseUnavailable
+from contracts.leaving import Departure
 from contracts.names import COMPRESSION_POOL
 from contracts.settings import Settings
 from contracts.tracing import Tracing
 from storage.database import Database
+from storage.health import COMPRESSING, VITAL, Health
+from storage.probes import serving
 from worker.app import build
-from worker.health import COMPRESSING, VITAL, Health
-from worker.leaving import Departure
 from worker.observing import WorkerMetrics
-from worker.probes import serving
 from worker.serving import worker_name
 
 log = logging.getLogger("worker")

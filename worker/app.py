@@ -8,14 +8,14 @@ from celery import Celery
 from celery.signals import setup_logging, worker_ready, worker_shutdown, worker_shutting_down
 
 from contracts.errors import UnavailableError
+from contracts.leaving import Departure
 from contracts.names import COMPRESSION_POOL
 from contracts.settings import Settings
 from contracts.tracing import Tracing
 from storage.broker import TICK, TICK_QUEUE, TICKET, Tickets, celery_app, queue
 from storage.database import Database
+from storage.health import Health, Stage
 from worker import maintenance
-from worker.health import Health, Stage
-from worker.leaving import Departure
 from worker.observing import WorkerMetrics
 from worker.serving import Process
 from worker.watchdog import Watchdog

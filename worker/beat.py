@@ -10,12 +10,12 @@ from celery.signals import after_task_publish, setup_logging
 
 from contracts import logs
 from contracts.entrypoint import enter
+from contracts.leaving import Departure
 from contracts.settings import Settings
 from storage.broker import TICK, TICK_QUEUE, celery_app
-from worker.health import Pulse
-from worker.leaving import Departure
+from storage.health import Pulse
+from storage.probes import serving
 from worker.metrics import Registry
-from worker.probes import serving
 
 log = logging.getLogger("worker.beat")
 

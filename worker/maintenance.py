@@ -1,4 +1,4 @@
-"""What a tick does: leases and jobs expire, dead submissions are removed, a purge begins, tickets are topped up."""
+"""What a tick does: schedules begin runs, what is over expires, what nobody wants goes, tickets are topped up."""
 
 import logging
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from contracts.errors import BatchmillError
 from contracts.settings import Settings
-from storage import claims, control, jobs, oldjobs, rescue
+from storage import claims, control, jobs, oldjobs, rescue, schedules
 from storage.broker import Tickets
 from storage.database import Database
 from worker.purging import purge_when_due
@@ -31,6 +31,7 @@ def tick(
         lambda: top_up(settings, database, tickets),
         lambda: rescued(free_leases(database)),
         lambda: expire_jobs(database),
+        lambda: make_runs(database),
         lambda: remove_abandoned(settings, database),
         lambda: purge_when_due(settings, database),
     )
@@ -77,6 +78,16 @@ def expire_jobs(database: Database) -> None:
             expired = bool(ended := control.expire_due(connection, most=1))
         for job_id in ended:
             log.warning("job %s expired: it was not done in its time", job_id)
+
+
+def make_runs(database: Database) -> None:
+    """Make the runs of schedules that are due; runners carry them out.
+
+    Raises:
+        DatabaseUnavailable: Postgres does not answer.
+    """
+    if made := schedules.make_due(database):
+        log.info("%d runs of schedules are due", len(made))
 
 
 def remove_abandoned(settings: Settings, database: Database) -> None:

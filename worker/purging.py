@@ -42,5 +42,6 @@ def _purge(database: Database, how: Retention) -> None:
     else:
         if any(vars(gone).values()):
             log.info(
-                "purged %d jobs with %d items, %d results, %d inputs", gone.jobs, gone.items, gone.results, gone.inputs
+                "purged %d jobs with %d items, %d runs, %d results, %d inputs",
+                *(gone.jobs, gone.items, gone.runs, gone.results, gone.inputs),
             )

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from contracts.errors import BatchmillError, describe
-from producer.cli import compress, jobs, models, purge, submit, top, webhooks
+from producer.cli import compress, jobs, models, purge, run, schedules, submit, top, webhooks
 from producer.cli.output import emit, fail, say
 from producer.cli.session import Session, session_of
 
@@ -23,11 +23,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
-app.command(rich_help_panel=WORK)(submit.run)
+app.command(rich_help_panel=WORK)(run.run)
 app.command("submit", rich_help_panel=WORK)(submit.submit)
 app.add_typer(compress.app, name="compress", rich_help_panel=WORK)
 app.add_typer(jobs.app, name="jobs", rich_help_panel=WORK)
 app.add_typer(models.app, name="models", rich_help_panel=WORK)
+app.add_typer(schedules.app, name="schedules", rich_help_panel=WORK)
 app.add_typer(webhooks.app, name="webhooks", rich_help_panel=WORK)
 app.command("top", rich_help_panel=WORK)(top.top)
 app.command("purge", rich_help_panel=WORK)(purge.purge)

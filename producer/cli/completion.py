@@ -36,6 +36,11 @@ def callback_urls(context: typer.Context, incomplete: str) -> Words:
     return _look(context, "urls", incomplete)
 
 
+def schedule_names(context: typer.Context, incomplete: str) -> Words:
+    """Names of schedules."""
+    return _look(context, "schedules", incomplete)
+
+
 def pools(context: typer.Context, incomplete: str) -> Words:
     """Pools that models belong to."""
     return _look(context, "pools", incomplete)

@@ -1,4 +1,4 @@
-"""`batchmill run` and `batchmill submit`: a file becomes a job."""
+"""`batchmill submit`: a file becomes a job."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import closing
@@ -8,82 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from contracts.errors import InvalidInput
-from contracts.names import Quantization
 from contracts.states import Priority
 from producer.cli import options
-from producer.cli.output import BAD_LINES_SHOWN, BadLines, emit, emit_json, emit_pairs, err, say, show_pairs, warn
+from producer.cli.output import BAD_LINES_SHOWN, BadLines, emit, emit_json, emit_pairs, err, show_pairs, warn
 from producer.cli.session import session_of
 from producer.cli.watch import wait_for
 from producer.summary import job_document, job_summary
 
 if TYPE_CHECKING:
     from producer.check import Check
-    from producer.lines import Entry
+    from producer.reading.lines import Entry
 
 _COUNT_EVERY = 5_000
-
-
-def run(
-    context: typer.Context,
-    input_file: options.InputFile,
-    model: options.ModelName,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="Where results go: .parquet, .jsonl or .csv.")
-    ],
-    source: Annotated[
-        str | None,
-        typer.Option(metavar="FOLDER", help="Register the model first: a folder, an id on the hub, or fake:."),
-    ] = None,
-    quantization: Annotated[
-        Quantization | None, typer.Option(help="How workers hold its weights; goes with --source.")
-    ] = None,
-    params: options.ParamsJson = None,
-    param: options.ParamList = None,
-    priority: options.PriorityClass = Priority.NORMAL,
-    expires_in: options.ExpiresIn = None,
-    callback_url: options.CallbackUrl = None,
-    progress_at: options.ProgressAt = None,
-    id_column: options.IdColumn = None,
-    input_column: options.InputColumn = None,
-    skip_bad: options.SkipBad = False,
-    json: options.Json = False,
-) -> None:
-    """Compute a file and write the results: submit, wait, write."""
-    from producer.writers import check_path
-
-    session = session_of(context)
-    if quantization and source is None:
-        raise typer.BadParameter("it goes with --source; a registered model has its own", param_hint="--quantization")
-    parsed = {**options.parse_object(params, "--params"), **options.parse_pairs(param, "--param")}
-    seconds = options.parse_time(expires_in, "--expires-in")
-    percentages = options.parse_percentages(progress_at, "--progress-at")
-    # What is wrong with the files is said before anything is started.
-    check_path(output)
-    lines = _read(input_file, id_column, input_column)
-    with session.open_client() as client:
-        if source is not None:
-            with err.status(f"registering {model}"):
-                spec = client.models.add(model, source, quantization=quantization or Quantization.NONE)
-            say(f"model {spec.reference} ({spec.quantization}) is registered")
-        with closing(_Intake(input_file, lines, skip_bad)) as intake:
-            job = client.submit(
-                model,
-                intake,
-                on_bad=intake.on_bad,
-                params=parsed,
-                priority=priority,
-                expires_in=seconds,
-                callback_url=callback_url,
-                progress_at=percentages,
-            )
-        wait_for(job, session)
-        with err.status(f"writing {output}"):
-            job.write(output)
-        show_pairs([*job_summary(job.info), ("results", str(output))])
-        if job.counts.failed:
-            warn(f"{job.counts.failed:,} inputs failed: error_code and error_message in {output} say why")
-        if json:
-            emit_json(job_document(job.info))
 
 
 def submit(
@@ -150,7 +86,7 @@ def submit(
 
 def _read(path: Path, id_column: str | None, input_column: str | None) -> "Iterator[Entry]":
     from contracts.settings import load_settings  # here and below: `--help` asks for none of it
-    from producer.readers import read
+    from producer.reading.file_source import read
 
     most = load_settings().max_input_bytes
     return read(path, id_column=id_column, input_column=input_column, max_input_bytes=most)

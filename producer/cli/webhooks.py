@@ -85,6 +85,7 @@ def show(context: typer.Context, delivery_id: DeliveryId, json: Json = False) ->
         ("state", str(found.state)),
         ("event", _event(found)),
         ("job", str(found.job_id or "")),
+        ("run", str(found.run_id or "")),
         ("endpoint", str(found.endpoint_id)),
         ("url", found.url),
         ("tries", str(found.attempt)),

@@ -1,31 +1,26 @@
 """From a recipe to a job that stands: check it, keep its data, have the teacher's part scored, submit."""
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeAlias
-from uuid import UUID
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from contracts.compression import CompressionSpec
 from contracts.models import ModelSpec
 from contracts.names import Task, check_model_name
-from contracts.recipes import Dataset, Distill, Evaluation
+from contracts.recipes import Dataset, Evaluation
 from producer.compression import submission
 from producer.compression.datasets import Datasets
 from producer.compression.labels import Labels
-from producer.compression.plan import Plan, make_plan, read_config
+from producer.compression.plan import Plan, make_plan
 from producer.compression.submission import Terms
+from producer.compression.teaching import Scorer, have_scored
 from producer.submission import Accepted
 from storage import models
 from storage.artifacts import ArtifactStore
 from storage.database import Database
+from storage.modelfiles import read_config
 
 SUFFIX = "-small"
 """Behind the parent's name, what the result is called by default: a version of the parent would be served at once."""
-_SCORED = (Task.EMBED, Task.CLASSIFY)
-"""Tasks whose teacher's outputs are scored beforehand; the logits of language models are too large to be kept."""
-
-
-Scorer: TypeAlias = Callable[[str, Iterable[Any]], UUID]
-"""Submits inputs to a model; the job's id."""
 
 
 class Compressions:
@@ -80,16 +75,5 @@ class Compressions:
         stands = submission.standing(self._database, plan.parent, spec, asked)
         if stands is not None:
             return stands
-        spec = spec.model_copy(update={"teachers": self._have_scored(plan.parent, spec, datasets, score)})
+        spec = spec.model_copy(update={"teachers": have_scored(self._store, plan.parent, spec.recipe, score)})
         return submission.submit(self._database, plan.parent, spec, asked, traceparent=traceparent)
-
-    def _have_scored(
-        self, parent: ModelSpec, spec: CompressionSpec, datasets: Datasets, score: Scorer
-    ) -> dict[str, UUID]:
-        """What the parent gives for the rows of each distillation comes from jobs like any other, and their cache."""
-        if parent.task not in _SCORED:
-            return {}
-        data: dict[str, Dataset] = {
-            step.data.file.sha256: step.data for step in spec.recipe if isinstance(step, Distill)
-        }
-        return {sha256: score(parent.reference, datasets.inputs(dataset)) for sha256, dataset in data.items()}

@@ -5,8 +5,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import orjson
-
 from contracts.canonical import canonicalize
 from contracts.errors import InvalidInput, InvalidRequest
 from contracts.inputs import check_input
@@ -92,15 +90,3 @@ class Datasets:
             return {"input": row.input, "label": self._labels.parse(row.label)}
         except InvalidInput as error:
             raise error.at(row.where) from None
-
-    def inputs(self, dataset: Dataset) -> Iterator[Any]:
-        """The inputs of a dataset's rows, in their order.
-
-        Raises:
-            ArtifactError: Its file is not in the store.
-        """
-        with TemporaryDirectory(prefix="batchmill-") as folder:
-            file = self._store.fetch([dataset.file], Path(folder)) / dataset.file.path
-            with file.open("rb") as lines:
-                for line in lines:
-                    yield orjson.loads(line)["input"]

@@ -8,8 +8,12 @@ from contracts.compression import CompressionInfo, Report
 from contracts.errors import InvalidRequest, JobFailed, WrongState
 from contracts.jobs import JobInfo
 from contracts.models import ArtifactFile
+from producer.compression import teaching
+from producer.compression.teaching import Scorer
 from producer.job import Job
 from producer.publisher import Publisher
+from producer.retry import is_to_be_retried, retry_failed
+from producer.submission import Accepted
 from storage import compressions
 from storage.artifacts import ArtifactStore
 from storage.database import Database
@@ -22,12 +26,22 @@ class CompressionJob(Job):
     >>> vectors = client.submit(job.wait().model, ["one text", "another"])  # doctest: +SKIP
     """
 
-    def __init__(self, database: Database, publisher: Publisher, info: JobInfo, artifacts_url: str) -> None:
+    def __init__(
+        self, database: Database, publisher: Publisher, info: JobInfo, artifacts_url: str, score: Scorer
+    ) -> None:
         super().__init__(database, publisher, info)
         self._artifacts_url = artifacts_url
+        self._score = score
 
     def _handle(self, info: JobInfo) -> "CompressionJob":
-        return CompressionJob(self._database, self._publisher, info, self._artifacts_url)
+        return CompressionJob(self._database, self._publisher, info, self._artifacts_url, self._score)
+
+    def _retry(self) -> Accepted:
+        if not is_to_be_retried(self._database, self.id):  # nobody is to teach then
+            return retry_failed(self._database, self.id)
+        store = ArtifactStore(self._artifacts_url)
+        teachers = teaching.have_scored_again(self._database, store, self.id, self._score)
+        return retry_failed(self._database, self.id, teachers)
 
     @property
     def compression(self) -> CompressionInfo:

@@ -1,27 +1,22 @@
 """What a compression is to be, checked as far as it can be before any work: recipe, model, room."""
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from pydantic import BaseModel
 
 from contracts.errors import DoesNotFit, InvalidRequest
-from contracts.inputs import TEXT_ENGINES
 from contracts.models import ModelSpec
-from contracts.names import COMPRESSION_POOL, Quantization
+from contracts.names import COMPRESSION_POOL
 from contracts.preflight import ModelSize, Needs, most_memory, needs
 from contracts.recipes import Accept, Distill, Step, check_for_task, parse_accept, parse_recipe
 from producer.compression.datasets import UNREAD, Datasets
+from producer.compression.suiting import Known, check_parent, is_onnx, suit
 from storage import models, overview, workers
 from storage.artifacts import ArtifactStore
 from storage.database import Database
-
-_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
-_UNPACKED = (Quantization.NONE, Quantization.BF16, Quantization.FP16)
+from storage.modelfiles import read_config
 
 
 @dataclass(frozen=True)
@@ -92,9 +87,9 @@ def make_plan(
     """
     with database.transaction() as connection:
         parent = models.get(connection, model)
-    _check_parent(parent)
+    check_parent(parent)
     given, data = _without_data(recipe)
-    steps = parse_recipe(given, parent.quantization, onnx=_is_onnx(parent))
+    steps = parse_recipe(given, parent.quantization, onnx=is_onnx(parent))
     check_for_task(steps, parent.task)
     asked = parse_accept(accept)
     if asked != Accept() and not evaluated:
@@ -102,36 +97,18 @@ def make_plan(
             "accept asks for what is only known once the result is evaluated: give evaluate, some data"
         )
     config = read_config(store, parent)
-    steps = _with_students(database, steps, parent, config)
-    size = ModelSize.of(
-        config,
-        memory_bytes=parent.memory_bytes,
-        disk_bytes=sum(file.size for file in parent.files),
-        quantization=parent.quantization,
-    )
+    suited = suit(database, store, steps, Known(parent, config))
     with database.transaction() as connection:
         limits = [
             worker.memory_limit
             for worker in workers.seen(connection, overview.HEARD_OF)
             if worker.pool == COMPRESSION_POOL
         ]
-    preflight = Preflight(
-        needs(steps, size, parent.task, evaluated=evaluated), len(limits), max(limits) if limits else None
-    )
+    size = ModelSize.of_model(parent, config)
+    needed = needs(suited.steps, size, parent.task, evaluated=evaluated, students=suited.students)
+    preflight = Preflight(needed, len(limits), max(limits) if limits else None)
     preflight.check()
-    return Plan(parent, config, steps, data, asked, preflight)
-
-
-def _check_parent(parent: ModelSpec) -> None:
-    if parent.engine not in TEXT_ENGINES or not parent.files:
-        raise InvalidRequest(
-            f"model {parent.reference} has no weights that are known here: it is computed by {parent.engine}; only "
-            "models of transformers and of sentence-transformers can be compressed"
-        )
-
-
-def _is_onnx(model: ModelSpec) -> bool:
-    return any(file.path.endswith(".onnx") for file in model.files)
+    return Plan(parent, config, suited.steps, data, asked, preflight)
 
 
 def _without_data(recipe: Any) -> tuple[Any, tuple[Any, ...]]:
@@ -149,55 +126,3 @@ def _without_data(recipe: Any) -> tuple[Any, tuple[Any, ...]]:
         steps.append(dict(step) if isinstance(step, Mapping) else step)
         data.append(found)
     return steps, tuple(data)
-
-
-def read_config(store: ArtifactStore, model: ModelSpec) -> Mapping[str, Any]:
-    """A model's `config.json`; empty where it has none: a GGUF file says it all itself."""
-    files = [file for file in model.files if file.path == "config.json"]
-    if not files:
-        return {}
-    with TemporaryDirectory(prefix="batchmill-") as folder:
-        config = json.loads((store.fetch(files, Path(folder)) / "config.json").read_bytes())
-    return config if isinstance(config, dict) else {}
-
-
-def _with_students(
-    database: Database, steps: Sequence[Step], parent: ModelSpec, config: Mapping[str, Any]
-) -> tuple[Step, ...]:
-    """The steps, each student that is a registered model named with its version.
-
-    Raises:
-        UnknownModel: There is no such model.
-        InvalidRequest: A layer does not exist, or another model cannot take the parent's place.
-    """
-    layers = next((config[name] for name in _LAYERS if type(config.get(name)) is int), None)
-    found = []
-    for number, step in enumerate(steps, 1):
-        where = f"step {number} of the recipe (distill)"
-        match step:
-            case Distill(student=tuple(kept)):
-                if layers is not None and kept[-1] >= layers:
-                    raise InvalidRequest(
-                        f"{where}: student keeps layer {kept[-1]}, and the model has {layers}, from 0 to {layers - 1}"
-                    )
-                layers = len(kept)
-            case Distill(student=str(reference)):
-                with database.transaction() as connection:
-                    student = models.get(connection, reference)
-                _check_student(where, student, parent)
-                step, layers = step.model_copy(update={"student": student.reference}), None
-        found.append(step)
-    return tuple(found)
-
-
-def _check_student(where: str, student: ModelSpec, parent: ModelSpec) -> None:
-    _check_parent(student)
-    if student.task is not parent.task:
-        raise InvalidRequest(
-            f"{where}: the student {student.reference} does {student.task}, and {parent.reference} does {parent.task}"
-        )
-    if _is_onnx(student) or student.quantization not in _UNPACKED:
-        what = "an ONNX graph" if _is_onnx(student) else str(student.quantization)
-        raise InvalidRequest(
-            f"{where}: the student {student.reference} is {what}, which nothing trains; choose another"
-        )

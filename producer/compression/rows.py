@@ -11,10 +11,13 @@ import orjson
 from contracts.errors import InvalidInput, InvalidRequest, JobNotFound
 from contracts.events import SCHEME
 from contracts.jobs import JobInfo
+from contracts.sources import Format
 from producer.job import Job
-from producer.lines import Entry, raw_lines
-from producer.readers import read
-from producer.tables import NoColumn
+from producer.reading.file_source import read
+from producer.reading.files import File
+from producer.reading.finding import find_files
+from producer.reading.lines import Entry, raw_lines
+from producer.reading.picking import NoColumn
 from storage import inputs, jobs
 from storage.database import Database
 
@@ -61,7 +64,7 @@ def rows_of(database: Database, data: Any, max_bytes: int) -> Iterator[Row]:
         case str() if data.startswith((JOB, SCHEME)):
             return _of_job(database, _job_id(data))
         case str() | Path():
-            return _of_file(Path(data), max_bytes)
+            return _of_file(data, max_bytes)
         case Iterable() if not isinstance(data, bytes | Mapping):
             return (_of_value(f"item {number}", value) for number, value in enumerate(data, 1))
         case _:
@@ -97,20 +100,22 @@ def _check_keys(where: str, value: Mapping[str, Any]) -> None:
         raise InvalidInput(f"the object has {unknown[0]!r:.40} beside 'input', which nothing would use", where)
 
 
-def _of_file(path: Path, max_bytes: int) -> Iterator[Row]:
-    if path.suffix.lower() == ".jsonl":
-        yield from _of_lines(path, max_bytes)
+def _of_file(path: str | Path, max_bytes: int) -> Iterator[Row]:
+    files = find_files(path)
+    if files[0].format == "jsonl":
+        for file in files:
+            yield from _of_lines(file, max_bytes)
         return
     entries = read(path, max_input_bytes=max_bytes)
-    for entry, label in zip(entries, _labels(path, max_bytes), strict=False):
+    for entry, label in zip(entries, _labels(path, files[0].format, max_bytes), strict=False):
         if entry.error is not None:
             raise entry.error
         yield Row(entry.where, entry.value, None if label is None or label.value == "" else label.value)
 
 
-def _labels(path: Path, max_bytes: int) -> Iterable[Entry | None]:
+def _labels(path: str | Path, kind: Format, max_bytes: int) -> Iterable[Entry | None]:
     """The column `label` of a file with columns, where it has one."""
-    if path.suffix.lower() == ".txt":
+    if kind == "txt":
         return repeat(None)
     try:
         return read(path, input_column="label", max_input_bytes=max_bytes)
@@ -118,9 +123,9 @@ def _labels(path: Path, max_bytes: int) -> Iterable[Entry | None]:
         return repeat(None)
 
 
-def _of_lines(path: Path, max_bytes: int) -> Iterator[Row]:
-    for raw in raw_lines(path, max_bytes):
-        where = f"{path.name}, line {raw.number}"
+def _of_lines(file: File, max_bytes: int) -> Iterator[Row]:
+    for raw in raw_lines(file, max_bytes):
+        where = f"{file.name}, line {raw.number}"
         if raw.problem is not None:
             raise InvalidInput(raw.problem, where)
         if not raw.data.strip():

@@ -70,15 +70,15 @@ def submit(
             listener=find_listener(connection, terms.callback_url),
             traceparent=traceparent,
         )
+        content = content_digest(parent, spec)
         if (key := terms.idempotency_key) is not None:
-            content = content_digest(parent, spec)
             holder = jobs.claim_key(connection, job_id, key, content)
             if holder.job_id != job_id:  # someone else was faster
                 jobs.discard(connection, job_id)
                 return holder_of(holder, content, key)
         compressions.create(connection, job_id, spec)
         lines = _lines(spec, str(job_id))
-        jobs.count_received(connection, job_id, len(lines))
+        jobs.count_received(connection, job_id, len(lines), content)
         inputs.append(connection, job_id, lines)
         shards = seal(connection, job_id, target_id, parent, COMPRESS, expires_in=terms.expires_in)
         return Accepted(job_id, shards)

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from contracts.errors import ModelRefused
 from contracts.names import Quantization, Task
-from producer.weights import estimated_bytes
+from storage.weights import estimated_bytes
 
 TASKS = (Task.GENERATE, Task.SCORE)
 VERSIONS = (2, 3)

@@ -7,7 +7,8 @@ from contracts.fake import parse_fake
 from contracts.inputs import TEXT_ENGINES
 from contracts.names import Quantization
 from producer.sources.found import FoundModel, existing
-from producer.weights import PICKLED, loaded_bytes, pickles_refused
+from producer.weights import PICKLED, pickles_refused
+from storage.weights import loaded_bytes
 
 COPIED = frozenset(
     {".safetensors", ".gguf", ".onnx", ".json", ".jsonl", ".txt", ".csv", ".tsv", ".yaml", ".toml"}

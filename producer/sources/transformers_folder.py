@@ -8,7 +8,8 @@ from contracts.errors import ModelRefused
 from contracts.names import Quantization, Task
 from producer.sources import onnx_graph
 from producer.sources.heads import check_head
-from producer.weights import loaded_bytes, read_json, read_object, weight_files
+from producer.weights import read_json, read_object, weight_files
+from storage.weights import loaded_bytes
 
 MODULES = ["Transformer", "Pooling", "Normalize"]
 """The modules of sentence-transformers that the embed engine computes, the last where it is wanted."""

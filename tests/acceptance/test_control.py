@@ -8,6 +8,7 @@ from contracts.states import JobState
 from producer import Client, Job
 from tests.conftest import wait_until
 
+pytestmark = pytest.mark.alone
 COUNT = 4000
 SLOW = "fake:?dimensions=4&item_delay=0.001"
 """Four seconds of work, in some thirty shards."""

@@ -9,14 +9,15 @@ import orjson
 import pytest
 
 from contracts.errors import JobFailed
+from contracts.leaving import CUT_OFF
 from contracts.states import JobState
 from producer import Client
 from stack.servers import servers
 from storage.broker import TICK_QUEUE, Tickets, celery_app
 from tests.conftest import Mill, wait_until
 from tests.jobs import query
-from worker.leaving import CUT_OFF
 
+pytestmark = pytest.mark.alone
 SLOW = "fake:?item_delay=0.001"
 
 

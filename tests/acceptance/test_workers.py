@@ -13,6 +13,7 @@ from contracts.errors import JobFailed
 from producer import Client
 from tests.conftest import Mill, wait_until
 
+pytestmark = pytest.mark.alone
 SLOW = "fake:?item_delay=0.001"
 
 

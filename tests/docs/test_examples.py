@@ -6,10 +6,13 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 
+from producer import Client
+from tests.conftest import wait_until
 from tests.docs.blocks import PAGES, ROOT, Block, blocks_of
-from tests.docs.world import World
+from tests.docs.world import REVIEWS, World
 
 BLOCKS = {str(page.relative_to(ROOT)): list(blocks_of(page)) for page in PAGES}
 
@@ -36,6 +39,27 @@ def test_the_examples_of_a_page_run(page: str, world: World) -> None:
         for block in BLOCKS[page]:
             if not block.not_run:
                 here.run(block)
+
+
+def test_a_table_is_scored_into_a_table_every_night_in_under_fifteen_lines(world: World) -> None:
+    block = next(block for block in BLOCKS["docs/how-to/nightly.md"] if block.language == "python")
+    assert len(block.code.splitlines()) < 15
+    with world.page("a night") as here, Client() as client:
+        if not client.schedules.list():  # the page has not run before this test
+            here.run(block)
+            client.schedules.run_now("reviews")
+
+        def ended() -> bool:
+            last = client.schedules.get("reviews").last
+            return last is not None and last.state.terminal
+
+        wait_until(ended, 120)
+        last = client.schedules.get("reviews").last
+        assert last is not None
+        assert (last.state, last.error_message, last.progress.rows_written) == ("succeeded", None, REVIEWS)
+        with psycopg.connect(str(client.settings.database_url)) as database:
+            query = "SELECT count(*) FROM reviews JOIN review_vectors AS v ON v.id::text = reviews.id::text"
+            assert database.execute(query).fetchone() == (REVIEWS,)
 
 
 def test_a_model_is_compressed_and_scored_with_in_under_ten_lines() -> None:

@@ -30,6 +30,8 @@ from tests.docs.blocks import Block
 RECEIVER = "https://reports.invalid/hooks"
 LONG = 4_000
 """Texts of a job that is still at work when several commands have been given about it."""
+REVIEWS = 50
+"""Rows of the table that is scored every night."""
 
 # Commands that run until they are ended are started beside the others; when these are done, they must be running, and
 # leave when they are asked to.
@@ -39,7 +41,7 @@ servers=(); ready=
 batchmill() {
     case "${1-}" in
         worker) ready=$(mktemp -u); BATCHMILL_READY_FILE=$ready env batchmill "$@" & servers+=($!) ;;
-        beat | deliver) env batchmill "$@" & servers+=($!) ;;
+        beat | deliver | runner) env batchmill "$@" & servers+=($!) ;;
         *) env batchmill "$@" ;;
     esac
 }
@@ -72,6 +74,11 @@ class World:
         with Client() as client:
             for quantization in ("bf16", "nf4"):  # minilm@1, and minilm@2, which is the one that pages add
                 client.models.add("minilm", str(MINILM), quantization=quantization)
+            with psycopg.connect(str(client.settings.database_url)) as database:
+                database.execute("CREATE TABLE reviews (id bigint PRIMARY KEY, title text, body text)")
+                for number, docstring in enumerate(stdlib_docstrings(REVIEWS), start=1):
+                    title, _, body = docstring.partition("\n")
+                    database.execute("INSERT INTO reviews VALUES (%s, %s, %s)", (number, title, body))
 
     def stop(self) -> None:
         embedded.down(Settings(home=self.folder / "home"))
@@ -136,31 +143,34 @@ class Page:
     def _filled_in(self, block: Block) -> str:
         """The code with its placeholders replaced."""
         code = block.code
-        for placeholder, value in self._placeholders(block.page).items():
+        for placeholder, value in self._placeholders(block).items():
             if re.search(placeholder, code):
                 stands_for = value() if callable(value) else value
                 code = re.sub(placeholder, lambda _, text=stands_for: text, code)
         return code
 
-    def _placeholders(self, page: str) -> Mapping[str, str | Callable[[], str]]:
+    def _placeholders(self, block: Block) -> Mapping[str, str | Callable[[], str]]:
         """What pages write where a reader puts something of his own: a pattern, and what stands for it here."""
         named = {"docs/how-to/webhooks.md": self._dead_delivery, "docs/how-to/watch.md": self._short_job}
         return {
             r"(path/to|models)/all-MiniLM-L6-v2": str(MINILM),
             r"(path/to|models)/SmolLM2-135M-Instruct\.Q4_1\.gguf": str(SMOLLM2),
-            r"postgresql://\S*…\S*": self._database,
+            r"postgresql://[^\s\"]*…[^\s\"]*": lambda: self._database(block.language),
             r"amqps://\S*…\S*": '"$BROKER_URL"',
             r"(?<=METRICS_PORT=)\d+": "0",
             r"s3://\S+": str(self._folder / "artifacts"),
             r"https://reports\.example\.com/hooks": RECEIVER,
-            r"\bID…?": named.get(page, self._long_job),
+            r"https://reports\.example\.com/nightly": f"{RECEIVER}/nightly",
+            r"\bID…?": named.get(block.page, self._long_job),
             r"(?<=--dead )\d+|(?<=rotate )\d+|(?<=able )\d+": "1",
             r'\("", 8000\)': '("127.0.0.1", 0)',
             r"\.serve_forever\(\)": ".server_close()",
         }
 
-    def _database(self) -> str:
+    def _database(self, language: str) -> str:
         embedded.ensure(Settings(home=self._client.settings.home))  # the page may have ended it
+        if language == "python":
+            return str(self._client.settings.database_url)
         return '"$DATABASE_URL"'  # not itself: its `&` means something to a shell
 
     def _long_job(self) -> str:

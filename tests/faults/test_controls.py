@@ -24,6 +24,7 @@ from tests.faults.receiver import FLAKY
 from tests.faults.strikes import Zombie
 from tests.faults.world import Shape, World
 
+pytestmark = pytest.mark.alone
 Scenario = Callable[[World, Driver, bool, pytest.MonkeyPatch], None]
 
 

@@ -15,6 +15,7 @@ from tests.faults.repeats import repeats
 from tests.faults.world import Shape, World
 from tests.rabbitmq_node import missing
 
+pytestmark = pytest.mark.alone
 ITEMS = 20_000
 
 

@@ -37,6 +37,8 @@ class Order:
     """
     student: Path | None = None
     """Of a distillation into another registered model: its folder."""
+    evaluate: Path | None = None
+    """Of an export: the rows that the result is evaluated on, JSON lines, where there are any."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -32,14 +32,15 @@ from storage.database import Database
 from storage.shards import Lease
 from storage.workers import WorkerReport
 from worker.compression import room, supervision
+from worker.compression.patience import PatientDatabase
 from worker.compression.scratch import remove_stale, scratch
-from worker.compression.supervision import Interrupted, StepFailed
+from worker.compression.supervision import Interrupted, Postponed, StepFailed
 from worker.compression.work import Compression, Held, Means, Paused
 from worker.heartbeat import Heartbeat
 from worker.leases import Leases
 from worker.observing import WorkerMetrics
 from worker.reporting import Reporter
-from worker.serving import Served, worker_name
+from worker.serving import Served, patiently, worker_name
 
 log = logging.getLogger(__name__)
 
@@ -212,26 +213,33 @@ class CompressionProcess:
         try:
             with scratch(self._root, lease.job_id) as place:
                 try:
-                    held = Held.of(self._database, lease, target)
+                    database = PatientDatabase(self._database, self._lease, self._draining)
+                    held = database.transact(lambda connection: Held.of(connection, lease, target))
                     Compression(self._means, held, place, self._interrupted, self._draining, span).run()
                     self._metrics.lease_ended("closed")
                 except LeaseLost as error:
                     log.warning("%s; what its steps left stays", error)
                     self._metrics.lease_ended("lost")
                 except (Interrupted, Paused) as error:
-                    self._leases.release(lease)
+                    self._release(lease)
                     log.info("%s: what its steps left stays", type(error).__name__.lower())
-                except (ArtifactsUnavailable, DatabaseUnavailable):
+                except (ArtifactsUnavailable, DatabaseUnavailable, Postponed):
                     raise
                 except (StepFailed, BatchmillError) as error:
                     failed = StepFailed.of(error)
-                    self._leases.fail(lease, failed.code, str(failed))
+                    self._patiently(lambda: self._leases.fail(lease, failed.code, str(failed)))
                 finally:
                     if self._has_ended(lease.job_id):
                         place.remove()
-        except ArtifactsUnavailable as error:
+        except (ArtifactsUnavailable, Postponed) as error:
             log.warning("%s; it rests for a while", error)
-            self._leases.release(lease, REST)
+            self._release(lease, REST)
+
+    def _release(self, lease: Lease, rest: timedelta | None = None) -> None:
+        self._patiently(lambda: self._leases.release(lease, rest))
+
+    def _patiently(self, function: Callable[[], None]) -> None:
+        patiently(function, self._lease, self._draining, log)
 
     def _unfinished(self, job_ids: list[UUID]) -> set[UUID]:
         with self._database.transaction() as connection:

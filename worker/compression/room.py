@@ -4,29 +4,43 @@ import shutil
 from pathlib import Path
 
 import psutil
+from sqlalchemy import Connection
 
 from contracts.errors import DoesNotFit
+from contracts.names import COMPRESSION_POOL
 from contracts.preflight import Needs, all_disk
+from storage import overview, workers
+from worker.compression.supervision import Postponed
 
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-def check(ahead: Needs, folder: Path, missing: int = 0) -> None:
+def check(ahead: Needs, folder: Path, missing: int = 0, elsewhere: int = 0) -> None:
     """Let a step begin that has room, and whose successors have disk: they are not refused after hours.
 
     Args:
         ahead: What it takes at most, and each that follows.
         folder: Where they write.
         missing: Bytes of artifacts that are copied there before.
+        elsewhere: Bytes of memory of the largest host that compresses.
 
     Raises:
-        DoesNotFit: It has none; says what it needs, and what there is.
+        DoesNotFit: No host has the memory, or this one not the disk; says what it needs, and what there is.
+        Postponed: There is enough memory, but others have it now, or it is another host's.
     """
     needed = ahead[0].memory_bytes if ahead else 0
-    if (memory := free_memory()) < needed:
+    whole, free = all_memory(), free_memory()
+    if whole < needed <= elsewhere:
+        raise Postponed(f"it needs about {needed / 1e9:.1f} GB of memory, which another host has")
+    if whole < needed:
         raise DoesNotFit(
-            f"it needs about {needed / 1e9:.1f} GB of memory, and {memory / 1e9:.1f} GB are free on this "
-            "host: give it more, or begin with a smaller model"
+            f"it needs about {needed / 1e9:.1f} GB of memory, and this host has {whole / 1e9:.1f} GB: give it more, "
+            "or begin with a smaller model"
+        )
+    if free < needed:
+        raise Postponed(
+            f"waiting for memory: it needs about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} of {whole / 1e9:.1f} GB "
+            "are free on this host now"
         )
     written = all_disk(ahead) + missing
     if (disk := shutil.disk_usage(folder).free) < written:
@@ -35,6 +49,12 @@ def check(ahead: Needs, folder: Path, missing: int = 0) -> None:
             f"{what} about {written / 1e9:.1f} GB, and {disk / 1e9:.1f} GB are free in {folder}: free some "
             "space, or set BATCHMILL_HOME to where there is more"
         )
+
+
+def largest_host(connection: Connection) -> int:
+    """Bytes of memory of the host that has the most, of those that compress and were heard of lately; 0 without any."""
+    seen = workers.seen(connection, overview.HEARD_OF)
+    return max((worker.memory_limit for worker in seen if worker.pool == COMPRESSION_POOL), default=0)
 
 
 def all_memory(cgroup: Path = _CGROUP) -> int:

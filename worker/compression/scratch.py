@@ -33,9 +33,13 @@ class Scratch:
 
     def destination(self, position: int) -> Path:
         """An empty folder for what a step writes."""
-        folder = self.folder / str(position) / "destination"
+        folder = self.written(position)
         shutil.rmtree(folder, ignore_errors=True)
         return _made(folder)
+
+    def written(self, position: int) -> Path:
+        """What a step wrote there."""
+        return self.folder / str(position) / "destination"
 
     def done(self, position: int) -> None:
         """Remove what a step needs no more."""

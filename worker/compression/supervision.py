@@ -49,6 +49,10 @@ class StepFailed(Exception):
         return cls(CompressionFailed.code, describe(error))
 
 
+class Postponed(Exception):
+    """What it needs is not there now, and may be later: the lease is given back, and the job rests for a while."""
+
+
 class Interrupted(Exception):
     """The lease is gone, or this process is to end: nobody wants the answer any more."""
 

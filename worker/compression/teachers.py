@@ -1,29 +1,33 @@
 """What the parent gave for the rows of a distillation: computed by a scoring job, handed over as an array."""
 
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from uuid import UUID
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
+from sqlalchemy import Connection
 
 from contracts.errors import CompressionFailed, JobNotFound
 from contracts.jobs import JobInfo
 from contracts.names import Task
 from contracts.states import JobState
-from storage import jobs, pages
-from storage.database import Database
+from storage import compressions, jobs, pages
+from storage.pages import Page
 from storage.results import output_column
 from worker.compression.order import Progress
+from worker.compression.patience import PatientDatabase
 
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0
 PAGE = 5_000
+MOST_LEFT_OUT = 0.01
+"""A teacher that failed at this share of the rows or more is refused: what is learnt is kept for all who ask alike."""
 
 
 @dataclass(frozen=True)
@@ -38,26 +42,33 @@ class Lesson:
     """Rows without an output of the teacher."""
 
 
-def wait(database: Database, job_id: UUID, note: Progress, pause: Callable[[float], None], seconds: float) -> JobInfo:
+def wait(
+    database: PatientDatabase,
+    job_id: UUID,
+    waiting: UUID,
+    note: Progress,
+    pause: Callable[[float], None],
+    seconds: float,
+) -> JobInfo:
     """The teacher's job, once it is done.
 
     Args:
         database: Where it is.
         job_id: Which.
+        waiting: The compression that waits: since it was first worked on, whoever did so.
         note: Told how far it is.
         pause: Lets so many seconds pass; raises when nobody waits any more.
-        seconds: It is waited for so long at most.
+        seconds: It is waited for so long at most while nobody takes up any of its work.
 
     Raises:
-        CompressionFailed: It did not succeed, not in that time, or it was removed.
+        CompressionFailed: It did not succeed, nobody works on it, or it was removed.
     """
-    deadline = time.monotonic() + seconds
     while True:
-        info = _look(database, job_id)
+        info, idle = database.transact(lambda connection: _look(connection, job_id, waiting))
         if info.state.terminal:
             break
-        if time.monotonic() > deadline:
-            raise CompressionFailed(_too_late(info, seconds))
+        if idle >= seconds:
+            raise CompressionFailed(_too_late(info, idle))
         counts = info.counts
         share = 1 - counts.waiting / counts.distinct if counts.distinct else 0.0
         paused = ", paused" if info.state is JobState.PAUSED else ""
@@ -69,10 +80,9 @@ def wait(database: Database, job_id: UUID, note: Progress, pause: Callable[[floa
     return info
 
 
-def _look(database: Database, job_id: UUID) -> JobInfo:
+def _look(connection: Connection, job_id: UUID, waiting: UUID) -> tuple[JobInfo, float]:
     try:
-        with database.transaction() as connection:
-            return jobs.get(connection, job_id)
+        return jobs.get(connection, job_id), compressions.idle_seconds(connection, waiting, job_id)
     except JobNotFound:
         raise CompressionFailed(f"the teacher's job {job_id} was removed: submit the compression again") from None
 
@@ -82,16 +92,22 @@ def _too_late(info: JobInfo, seconds: float) -> str:
     if info.state is JobState.PAUSED:
         advice = "resume it"
     return (
-        f"the teacher's job {info.id} is {info.state} still, after {seconds:,.0f} s, and {info.counts.waiting} of "
-        f"{info.counts.distinct} rows are to be computed: {advice}, and submit again, or raise "
-        "BATCHMILL_COMPRESSION_STEP_SECONDS"
+        f"the teacher's job {info.id} is {info.state} still, nobody has taken up any of its work for {seconds:,.0f} s, "
+        f"and {info.counts.waiting} of {info.counts.distinct} rows are to be computed: {advice}, and submit again, or "
+        "raise BATCHMILL_COMPRESSION_STEP_SECONDS"
     )
 
 
-def write(database: Database, info: JobInfo, data: Path, labels: list[str] | None, into: Path) -> Lesson:
+def labels_of(folder: Path) -> list[str]:
+    """The names of a classifier's outputs, in their order: the engine that gave them made sure that they are there."""
+    named = orjson.loads((folder / "config.json").read_bytes())["id2label"]
+    return [named[str(place)] for place in range(len(named))]
+
+
+def write(database: PatientDatabase, info: JobInfo, data: Path, labels: list[str] | None, into: Path) -> Lesson:
     """Write what a teacher's job gave for the rows of a file, in their order.
 
-    Rows that the teacher failed at are in neither of the two files.
+    Rows that the teacher failed at are in neither of the two files; they may be few.
 
     Args:
         database: Where the results are.
@@ -101,18 +117,21 @@ def write(database: Database, info: JobInfo, data: Path, labels: list[str] | Non
         into: A folder.
 
     Raises:
-        CompressionFailed: The job has another number of items, or an output for none of them.
+        CompressionFailed: The job has another number of items, or no output for a hundredth of them or more.
     """
     lines = [line for line in data.read_bytes().splitlines() if line.strip()]
     if len(lines) != info.counts.items:
         raise CompressionFailed(
             f"{data.name} has {len(lines)} rows, and the teacher's job {info.id} {info.counts.items} items"
         )
-    found, present = _read(database, info, labels)
+    found, present, error = _read(database, info, labels)
     kept = [line for line, there in zip(lines, present, strict=True) if there]
-    if not kept:
-        raise CompressionFailed(f"the teacher's job {info.id} has no output for any of {len(lines)} rows")
-    lesson = Lesson(into / "rows.jsonl", into / "teacher.npy", len(lines) - len(kept))
+    if (left_out := len(lines) - len(kept)) >= MOST_LEFT_OUT * len(lines):
+        raise CompressionFailed(
+            f"the teacher's job {info.id} has no output for {left_out} of {len(lines)} rows, the first of them row "
+            f"{present.index(False) + 1}{error}: mend these rows or leave them out, and submit again"
+        )
+    lesson = Lesson(into / "rows.jsonl", into / "teacher.npy", left_out)
     lesson.data.write_bytes(b"\n".join(kept) + b"\n")
     np.save(lesson.teacher, found)
     if lesson.left_out:
@@ -120,29 +139,36 @@ def write(database: Database, info: JobInfo, data: Path, labels: list[str] | Non
     return lesson
 
 
-def _read(database: Database, info: JobInfo, labels: list[str] | None) -> tuple[NDArray[np.float32], list[bool]]:
-    """What there is, `[present rows, n]`, and for which rows."""
-    column = output_column(info.task, info.params)
-    parts, present = [], []
+def _read(
+    database: PatientDatabase, info: JobInfo, labels: list[str] | None
+) -> tuple[NDArray[np.float32], list[bool], str]:
+    """What there is, `[present rows, n]`, for which rows, and what is said of the first that there is nothing for."""
+    parts: list[NDArray[np.float32]] = []
+    present: list[bool] = []
+    error = ""
     for start in range(0, info.counts.items, PAGE):
-        with database.transaction() as connection:
-            page = pages.read(
-                connection,
-                job_id=info.id,
-                target_id=jobs.target_id(connection, info.id),
-                column=column,
-                start=start,
-                stop=start + PAGE,
-            )
+        page = database.transact(partial(_page, info=info, start=start))
         there = page.present
         present += there.tolist()
+        error = error or next((f" ({code}: {message})" for code, message in filter(None, page.errors)), "")
         if not there.any():
             continue
         if isinstance(page.outputs, list):
             parts.append(_scores([text for text in page.outputs if text is not None], info.task, labels or []))
         else:
             parts.append(page.outputs[there].astype(np.float32))
-    return (np.concatenate(parts) if parts else np.empty((0, 0), np.float32)), present
+    return (np.concatenate(parts) if parts else np.empty((0, 0), np.float32)), present, error
+
+
+def _page(connection: Connection, info: JobInfo, start: int) -> Page:
+    return pages.read(
+        connection,
+        job_id=info.id,
+        target_id=jobs.target_id(connection, info.id),
+        column=output_column(info.task, info.params),
+        start=start,
+        stop=start + PAGE,
+    )
 
 
 def _scores(texts: list[str], task: Task, labels: list[str]) -> NDArray[np.float32]:

@@ -5,43 +5,52 @@ import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from sqlalchemy import Connection
 
 from contracts import logs
 from contracts.compression import CompressionSpec, Report, StepResult
-from contracts.errors import ArtifactsUnavailable, CompressionFailed, DatabaseUnavailable, InvalidRequest, LeaseLost
+from contracts.errors import (
+    ArtifactError,
+    ArtifactsUnavailable,
+    CompressionFailed,
+    DatabaseUnavailable,
+    InvalidRequest,
+    LeaseLost,
+    UnknownModel,
+)
 from contracts.events import job_link
-from contracts.models import ArtifactFile, TargetSpec
-from contracts.names import Task
+from contracts.models import ArtifactFile, ModelSpec, TargetSpec
+from contracts.names import COMPRESSION_POOL, Task
 from contracts.preflight import EVALUATION, ModelSize, needs
-from contracts.recipes import Dataset, Distill, Step, title
+from contracts.recipes import Dataset, Distill, Export, Step, title
 from contracts.settings import Settings
 from contracts.states import JobState
 from contracts.tracing import Span
-from storage import compressions, inputs, jobs, models, results, shards
+from storage import claims, compressions, inputs, jobs, models, results, shards
 from storage.artifacts import ArtifactStore, manifest_digest
 from storage.counting import ShardOutcome
 from storage.database import Database
+from storage.modelfiles import read_config
 from storage.shards import Lease
 from worker.compression import room, supervision, teachers
 from worker.compression.notes import ProgressNotes
 from worker.compression.order import Order
+from worker.compression.patience import PatientDatabase
+from worker.compression.prefixes import Prefixes, loaded_size
 from worker.compression.scratch import Scratch
-from worker.compression.supervision import Interrupted, StepFailed
+from worker.compression.supervision import Interrupted, Postponed, StepFailed
 from worker.compression.wire import ORDER, OUTCOME
-from worker.serving import patiently
 
 log = logging.getLogger(__name__)
 
 PAGE = "report.html"
-_WEIGHTS = (".safetensors", ".onnx", ".gguf")
 
 
 class Paused(Exception):
@@ -74,11 +83,10 @@ class Held:
     """The input whose result is the model."""
 
     @classmethod
-    def of(cls, database: Database, lease: Lease, target: TargetSpec) -> "Held":
+    def of(cls, connection: Connection, lease: Lease, target: TargetSpec) -> "Held":
         """What the lease's job is about."""
-        with database.transaction() as connection:
-            *prefixes, finish = inputs.ids_of_job(connection, lease.job_id)
-            return cls(lease, target, compressions.get(connection, lease.job_id), prefixes, finish)
+        *prefixes, finish = inputs.ids_of_job(connection, lease.job_id)
+        return cls(lease, target, compressions.get(connection, lease.job_id), prefixes, finish)
 
 
 class Compression:
@@ -106,10 +114,10 @@ class Compression:
         self._held = held
         self._scratch = scratch
         self._interrupted = interrupted
-        self._leaving = leaving
         self._span = span
         self._notes = ProgressNotes(means.database, held.lease)
-        self._lease = timedelta(seconds=means.settings.lease_seconds)
+        self._database = PatientDatabase(means.database, timedelta(seconds=means.settings.lease_seconds), leaving)
+        self._prefixes = Prefixes(self._database, held.lease)
 
     def run(self) -> None:
         """Do what has no result yet, register the model and close the shard.
@@ -118,17 +126,15 @@ class Compression:
             StepFailed: A step cannot be done; names it.
             Interrupted: The lease is lost, or the process is to end.
             Paused: The job is.
+            Postponed: What it needs is not there now: memory, its teacher, or what another job is about to leave.
             LeaseLost: It was, at the very end.
             DatabaseUnavailable: Postgres has been away for as long as a lease lasts.
             ArtifactsUnavailable: The artifact store is away, or this host's cache cannot be written.
         """
         done: list[StepResult] = []
         for position, step in enumerate(self._held.spec.recipe, 1):
-            known = self._known(self._held.prefixes[position - 1])
-            if known is None:
-                with self._naming(position, title(step), f"step {position} ({title(step)})"):
-                    known = self._step(position, step, done)
-            done.append(known)
+            with self._naming(position, title(step), f"step {position} ({title(step)})"):
+                done.append(self._result(position, step, done))
         with self._naming(len(done) + 1, EVALUATION, EVALUATION):
             self._finish(done)
 
@@ -142,15 +148,55 @@ class Compression:
                 yield
         except (Interrupted, Paused, LeaseLost, DatabaseUnavailable):
             raise
+        except Postponed as error:
+            self._notes.note(0.0, str(error))
+            raise
         except Exception as error:
             if isinstance(error, ArtifactsUnavailable) and not supervision.disk_is_full(error):
                 raise  # another time, or on another host
             failed = StepFailed.of(error)
             raise StepFailed(failed.code, f"{named}: {failed}") from error
 
+    def _result(self, position: int, step: Step, done: Sequence[StepResult]) -> StepResult:
+        """What the step left, of this job or another; what the artifact store lacks of it is made again."""
+        input_id = self._held.prefixes[position - 1]
+        known = self._prefixes.known(input_id)
+        loss = None if known is None else self._loss(known)
+        if known is not None and loss is None:
+            return known
+        if known is None and (other := self._prefixes.done_by(input_id)) is not None:
+            raise Postponed(f"waiting for job {other}, which is at the same step")
+        self._check_room(position, done)
+        result = self._step(position, step, done)
+        if known is None:
+            self._prefixes.store(input_id, result)
+            known = self._prefixes.known(input_id) or result  # another job may have been faster with the same
+        else:
+            self._restore(position, known, result, loss)
+        self._scratch.done(position)
+        return known
+
+    def _loss(self, known: StepResult) -> ArtifactError | None:
+        """Why what a step left cannot be had."""
+        try:
+            self._artifact(known.files)
+        except ArtifactError as error:
+            return error
+        return None
+
+    def _restore(self, position: int, known: StepResult, result: StepResult, loss: ArtifactError | None) -> None:
+        """Put back what a step left: a result that is kept does not change, so it must be the same."""
+        if result.digest != known.digest:
+            reference = self._held.target.model.reference
+            raise CompressionFailed(
+                f"what it left is lost ({loss}), and is not the same when it is made again: run `batchmill models "
+                f"invalidate {reference}` and submit again, which begins anew"
+            )
+        self._means.store.restore(self._scratch.written(position), known.files)
+        log.warning("step %d: what it left was lost, and is made again: %s", position, loss)
+
     def _step(self, position: int, step: Step, done: Sequence[StepResult]) -> StepResult:
         began = time.monotonic()
-        self._check_room(position, done)
         order, notes = self._order(position, step, done)
         request = {"do": "step", "step": step.model_dump(mode="json"), "order": ORDER.dump_python(order, mode="json")}
         outcome = OUTCOME.validate_python(self._subprocess(request))
@@ -167,15 +213,12 @@ class Compression:
             notes=[*notes, *outcome.notes],
             training=outcome.training,
         )
-        input_id = self._held.prefixes[position - 1]
-        patiently(lambda: self._store(input_id, result), self._lease, self._leaving, log)
-        self._scratch.done(position)
         log.info("step %d (%s) left %d bytes after %.1f s", position, title(step), result.size_bytes, result.seconds)
-        return self._known(input_id) or result  # another job may have been faster with the same
+        return result
 
     def _order(self, position: int, step: Step, done: Sequence[StepResult]) -> tuple[Order, list[str]]:
         """What the step is told, and what is to be said of that."""
-        parent, folder = self._held.target.model, self._parent
+        parent, folder, evaluate = self._held.target.model, self._parent, self._held.spec.evaluate
         data = teacher = student = None
         notes = []
         if isinstance(step, Distill):
@@ -194,6 +237,7 @@ class Compression:
             data=data,
             teacher=teacher,
             student=student,
+            evaluate=self._rows(evaluate.data) if evaluate is not None and isinstance(step, Export) else None,
         )
         return order, notes
 
@@ -204,16 +248,16 @@ class Compression:
         if job_id is None:
             return rows, None, 0
         seconds = self._means.settings.compression_step_seconds
-        info = teachers.wait(self._means.database, job_id, self._notes.note, self._wait, seconds)
-        labels = _labels(parent) if info.task is Task.CLASSIFY else None
-        lesson = teachers.write(self._means.database, info, rows, labels, self._scratch.of(position))
+        waiting = self._held.lease.job_id
+        info = teachers.wait(self._database, job_id, waiting, self._notes.note, self._wait, seconds)
+        labels = teachers.labels_of(parent) if info.task is Task.CLASSIFY else None
+        lesson = teachers.write(self._database, info, rows, labels, self._scratch.of(position))
         return lesson.data, lesson.teacher, lesson.left_out
 
     def _student(self, step: Distill) -> Path | None:
         if not isinstance(step.student, str):
             return None
-        with self._means.database.transaction() as connection:
-            model = models.get(connection, step.student)
+        model = self._database.transact(partial(models.get, reference=step.student))
         if model.task is not self._held.target.model.task:
             raise InvalidRequest(f"student {model.reference} does {model.task}, and not {self._held.target.model.task}")
         return self._means.store.fetch(model.files, self._means.settings.cache)
@@ -255,50 +299,35 @@ class Compression:
             self._subprocess({"do": "evaluate", "order": order, "about": about, "page": str(page)})
         )
         [html] = self._means.store.add(page.parent, [PAGE])
-        patiently(lambda: self._register(report, html, done[-1]), self._lease, self._leaving, log)
+        memory_bytes = loaded_size(self._artifact(done[-1].files), done[-1])
+        self._database.transact(
+            partial(self._register, report=report, html=html, last=done[-1], memory_bytes=memory_bytes)
+        )
 
-    def _register(self, report: Report, html: ArtifactFile, last: StepResult) -> None:
+    def _register(
+        self, connection: Connection, report: Report, html: ArtifactFile, last: StepResult, memory_bytes: int
+    ) -> None:
         """The model, the result of the last input and the end of the job: all of it, or nothing."""
         held, parent = self._held, self._held.target.model
-        with self._means.database.transaction() as connection:
-            model = compressions.finish(
-                connection,
-                held.lease,
-                report=report,
-                html=html,
-                source=job_link(held.lease.job_id),
-                task=parent.task,
-                quantization=last.quantization,
-                engine=parent.engine,
-                pool=parent.pool,
-                digest=last.digest,
-                files=last.files,
-                memory_bytes=sum(file.size for file in last.files if file.path.endswith(_WEIGHTS)),
-                rejected=report.verdict == "rejected",
-            )
-            results.insert(connection, self._new(held.finish, {"model": model.reference, "verdict": report.verdict}))
-            shards.close(connection, held.lease, ShardOutcome({}))
-        log.info("%s is registered: %s", model.reference, report.verdict)
-
-    def _known(self, input_id: int) -> StepResult | None:
-        """What a step left, of this job or another."""
-        with self._means.database.transaction() as connection:
-            found = results.outputs(connection, self._held.target.id, [input_id])
-        return StepResult.model_validate(found[input_id]) if found else None
-
-    def _store(self, input_id: int, result: StepResult) -> None:
-        with self._means.database.transaction() as connection:
-            results.insert(connection, self._new(input_id, json.loads(result.model_dump_json())))
-            shards.revive(connection, self._held.lease)
-
-    def _new(self, input_id: int, output: Any) -> results.NewResults:
-        return results.NewResults(
-            target_id=self._held.target.id,
-            input_ids=np.array([input_id], np.int64),
-            shard_ids=results.shard_bytes(self._held.lease.shard_id)[None],
-            truncated=np.zeros(1, np.bool_),
-            outputs=[output],
+        model = compressions.finish(
+            connection,
+            held.lease,
+            report=report,
+            html=html,
+            source=job_link(held.lease.job_id),
+            task=parent.task,
+            quantization=last.quantization,
+            engine=parent.engine,
+            pool=parent.pool,
+            digest=last.digest,
+            files=last.files,
+            memory_bytes=memory_bytes,
+            rejected=report.verdict == "rejected",
         )
+        output = {"model": model.reference, "verdict": report.verdict}
+        results.insert(connection, self._prefixes.new(held.finish, output))
+        shards.close(connection, held.lease, ShardOutcome({}))
+        log.info("%s is registered: %s", model.reference, report.verdict)
 
     def _subprocess(self, request: dict[str, Any]) -> dict[str, Any]:
         return supervision.run(
@@ -326,33 +355,37 @@ class Compression:
     def _check_room(self, position: int, done: Sequence[StepResult]) -> None:
         """See whether the step, or the evaluation behind the last one, fits, and the disk holds all that follows it."""
         parent, spec = self._held.target.model, self._held.spec
-        config = self._parent / "config.json"
-        size = ModelSize.of(
-            json.loads(config.read_text()) if config.exists() else {},
-            memory_bytes=parent.memory_bytes,
-            disk_bytes=sum(file.size for file in parent.files),
-            quantization=parent.quantization,
-        )
-        found = needs(spec.recipe, size, parent.task, evaluated=spec.evaluate is not None)
+        size, evaluated = self._size(parent), spec.evaluate is not None
+        found = needs(spec.recipe, size, parent.task, evaluated=evaluated, students=self._students)
         fetched = self._scratch.fetched()
         missing = sum(result.size_bytes for result in done if not (fetched / result.digest).is_dir())
-        room.check(found[position - 1 :], self._scratch.folder, missing)
+        room.check(found[position - 1 :], self._scratch.folder, missing, self._database.transact(room.largest_host))
+
+    @cached_property
+    def _students(self) -> dict[str, ModelSize]:
+        """How large the registered models are that distillations go on with; the step itself misses a removed one."""
+        found = {}
+        for step in self._held.spec.recipe:
+            if isinstance(step, Distill) and isinstance(step.student, str):
+                with suppress(UnknownModel):
+                    model = self._database.transact(partial(models.get, reference=step.student))
+                    found[step.student] = self._size(model)
+        return found
+
+    def _size(self, model: ModelSpec) -> ModelSize:
+        return ModelSize.of_model(model, read_config(self._means.store, model))
 
     def _go_on(self) -> None:
         """Stop here where somebody paused the job or took it away."""
         if self._interrupted.is_set():
             raise Interrupted
-        with self._means.database.transaction() as connection:
-            if jobs.get(connection, self._held.lease.job_id).state is JobState.PAUSED:
-                raise Paused
+        if self._database.transact(partial(jobs.get, job_id=self._held.lease.job_id)).state is JobState.PAUSED:
+            raise Paused
 
     def _wait(self, seconds: float) -> None:
+        """Let time pass until the teacher is done, unless another compression could use it."""
         if self._interrupted.wait(seconds):
             raise Interrupted
         self._go_on()
-
-
-def _labels(folder: Path) -> list[str]:
-    """The names of a classifier's outputs, in their order: the engine that gave them made sure that they are there."""
-    named = json.loads((folder / "config.json").read_text())["id2label"]
-    return [named[str(place)] for place in range(len(named))]
+        if self._database.transact(partial(claims.any_claimable, pool=COMPRESSION_POOL)):
+            raise Postponed("waiting for the teacher, while another compression goes on")

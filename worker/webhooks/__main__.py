@@ -9,14 +9,14 @@ from datetime import timedelta
 
 from contracts import logs
 from contracts.entrypoint import enter
+from contracts.leaving import Departure
 from contracts.settings import Settings
 from contracts.states import DeliveryState
 from storage.database import Database
+from storage.health import Health, Stage
+from storage.probes import serving
 from storage.secrets import Keyring
-from worker.health import Health, Stage
-from worker.leaving import Departure
 from worker.metrics import DELIVERIES, Registry
-from worker.probes import serving
 from worker.webhooks.deliverer import Deliverer
 from worker.webhooks.guard import GuardedTransport
 from worker.webhooks.sender import Sender

@@ -5,10 +5,12 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from benchmarks.heads import PACKAGES
@@ -23,6 +25,7 @@ from contracts.errors import (
     ItemFailed,
     JobFailed,
     JobNotFound,
+    NothingToRetry,
     UnknownEndpoint,
     UnknownModel,
     WrongState,
@@ -32,6 +35,7 @@ from contracts.recipes import Distill, Quantize
 from producer import Client, CompressionJob
 from producer.cli.app import app
 from producer.cli.session import Session
+from producer.compression.plan import Preflight
 from storage import compressions, models, workers
 from storage.artifacts import ArtifactStore
 from storage.counting import ShardOutcome
@@ -40,9 +44,17 @@ from storage.workers import WorkerReport
 from tests.compressions import claim, close, complete
 from tests.conftest import Mill
 from tests.jobs import execute, query
+from tests.models import variant
+from tests.weights import put, safetensors
 
 NF4 = [{"step": "quantize", "method": "nf4"}]
 TEXTS = stdlib_docstrings(40)
+HALF = {"step": "prune", "method": "structured", "keep_ratio": 0.5}
+CONFIG = json.loads((MINILM / "config.json").read_text())
+
+
+def taught(student: str) -> dict[str, Any]:
+    return {"step": "distill", "data": TEXTS, "student": student}
 
 
 def headed(folder: Path, labels: list[str]) -> Path:
@@ -53,6 +65,36 @@ def headed(folder: Path, labels: list[str]) -> Path:
     (folder / "config.json").unlink()
     (folder / "config.json").write_text(json.dumps(config | head))
     return folder
+
+
+def cut(folder: Path, layers: int) -> Path:
+    """The encoder with its first layers alone."""
+    variant(folder, {"config.json": CONFIG | {"num_hidden_layers": layers}, "model.safetensors": None})
+    weights = load_file(MINILM / "model.safetensors")
+    gone = tuple(f"encoder.layer.{number}." for number in range(layers, CONFIG["num_hidden_layers"]))
+    save_file({name: w for name, w in weights.items() if not name.startswith(gone)}, folder / "model.safetensors")
+    return folder
+
+
+def add_students(client: Client, folder: Path) -> None:
+    """Models that are like others but for what the name says."""
+    speaker = CONFIG | {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+    words = json.loads((MINILM / "tokenizer.json").read_text())
+    words["model"]["vocab"]["batchmill"] = words["model"]["vocab"].pop("the")
+    both = {"word_embedding_dimension": 384, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}
+    for name, task, files in (
+        ("narrow", "embed", {"config.json": CONFIG | {"hidden_size": 256}}),
+        ("doubled", "embed", {"1_Pooling/config.json": both}),
+        ("alien", "embed", {"config.json": CONFIG | {"model_type": "albert"}}),
+        ("speaker", "score", {"config.json": speaker}),
+        ("fewer-words", "score", {"config.json": speaker | {"vocab_size": 100}}),
+        ("other-words", "score", {"config.json": speaker, "tokenizer.json": words}),
+    ):
+        made = variant(folder / name, {**files, "model.safetensors": None})
+        put(made, "model.safetensors", safetensors({"weight": ("F32", [2], 8)}))  # nobody loads it
+        client.models.add(name, str(made), task=task)
+    client.models.add("tiny", str(cut(folder / "tiny", 2)))
+    client.models.add("moods", str(headed(folder / "moods", ["good", "bad"])), task="classify")
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +114,7 @@ def still_mill(
         client.models.add("ranker", str(reranker), task="rerank")
         client.models.add("writer", str(SMOLLM2), task="generate")
         client.models.add("fake", "fake:")
+        add_students(client, tmp_path_factory.mktemp("students"))
     yield mill
     mill.close()
 
@@ -273,6 +316,13 @@ def test_lines_of_files_are_named(client: Client, tmp_path: Path) -> None:
         ("minilm", [{"step": "distill", "data": TEXTS, "student": "ranker"}], {}, "ranker@1 does rerank, and minilm@"),
         ("minilm", [{"step": "distill", "data": TEXTS, "student": "fake"}], {}, "model fake@1 has no weights that are"),
         ("fake", NF4, {}, "model fake@1 has no weights that are known here: it is computed by fake"),
+        ("alien", [HALF], {}, "(prune): alien@1 is of the family albert, whose parts are not known: only bert, camem"),
+        ("minilm", [taught("alien"), HALF], {}, "step 2 of the recipe (prune): alien@1 is of the family albert"),
+        ("minilm", [taught("narrow")], {}, "the student narrow@1 embeds in 256 dimensions, and minilm@1 in 384: take"),
+        ("minilm", [taught("doubled")], {}, "the student doubled@1 embeds in 768 dimensions, and minilm@1 in 384"),
+        ("packages", [taught("moods")], {}, "the student moods@1 has the labels good, bad, and packages@1 the labels"),
+        ("speaker", [taught("fewer-words")], {}, "fewer-words@1 chooses among 100 tokens, and speaker@1 among 30,522"),
+        ("speaker", [taught("other-words")], {}, "the student other-words@1 has another vocabulary than speaker@1, so"),
         ("minilm", NF4, {"name": "a b"}, "model name 'a b'"),
         ("minilm", NF4, {"accept": {"fidelity": 0.9}}, "give evaluate, some data"),
         ("minilm", NF4, {"accept": {"size": 1}, "evaluate": ["a"]}, "accept: nobody measures 'size'"),
@@ -304,6 +354,26 @@ def test_models_and_endpoints_that_do_not_exist(client: Client) -> None:
 def test_a_student_is_named_with_its_version(client: Client) -> None:
     job = client.compress("minilm", [{"step": "distill", "data": TEXTS, "student": "minilm"}])
     assert spec_of(client, job).recipe[0].student == "minilm@1"
+
+
+@pytest.mark.parametrize(
+    ("model", "student"), [("minilm", "tiny"), ("minilm", "alien"), ("packages", "packages"), ("speaker", "speaker")]
+)
+def test_a_student_that_suits_its_teacher_is_taken(client: Client, model: str, student: str) -> None:
+    magnitude = {"step": "prune", "method": "magnitude", "keep_ratio": 0.5}
+    assert client.compress(model, [taught(student), magnitude]).state == "queued"
+
+
+def test_a_registered_student_is_reckoned_as_large_as_it_is(client: Client) -> None:
+    alone = client.preflight("tiny", [{"step": "distill", "data": TEXTS}, *NF4], evaluated=False)
+    found = client.preflight("minilm", [taught("tiny"), *NF4], evaluated=False)
+    assert sizes(found) == sizes(alone)
+    whole = client.preflight("minilm", [taught("minilm"), *NF4], evaluated=False)
+    assert all(one < other for one, other in zip(sizes(found), sizes(whole), strict=True))
+
+
+def sizes(preflight: Preflight) -> list[tuple[int, int]]:
+    return [(need.memory_bytes, need.disk_bytes) for need in preflight.needs]
 
 
 def test_a_key_gives_the_same_job(client: Client, database: Database) -> None:
@@ -394,6 +464,73 @@ def test_a_job_whose_step_failed_says_why(client: Client, database: Database) ->
     assert isinstance(retry, CompressionJob)
     assert (retry.counts.items, retry.counts.cached) == (2, 0)
     assert spec_of(client, retry) == spec_of(client, job)
+
+
+DISTILL = [{"step": "distill", "student": [0, 1], "data": TEXTS[:4]}]
+
+
+def failed(client: Client, database: Database, model: str) -> tuple[CompressionJob, UUID]:
+    """A distillation that failed at its first step, and the job of its teacher, which waits still."""
+    job = client.compress(model, DISTILL, name="taught")
+    lease = claim(database)
+    assert lease.job_id == job.id
+    why = ItemFailed("compression_failed", "distill: the teacher is gone")
+    close(database, lease, ShardOutcome(dict.fromkeys(lease.input_ids, why)))
+    (teacher,) = spec_of(client, job).teachers.values()
+    return job, teacher
+
+
+@pytest.mark.parametrize(
+    "became",
+    [
+        "UPDATE jobs SET state = 'failed', finished_at = now() WHERE id = :id",
+        "UPDATE jobs SET state = 'cancelled', finished_at = now() WHERE id = :id",
+        "UPDATE jobs SET state = 'expired', finished_at = now() WHERE id = :id",
+        "UPDATE jobs SET state = 'succeeded', finished_at = now(), failed = 1 WHERE id = :id",
+        "DELETE FROM jobs WHERE id = :id",
+    ],
+)
+def test_a_retry_asks_a_teacher_again_that_did_not_succeed(client: Client, database: Database, became: str) -> None:
+    job, teacher = failed(client, database, "minilm")
+    execute(database, became, id=teacher)
+    retry = job.retry_failed()
+    (again,) = spec_of(client, retry).teachers.values()
+    assert again != teacher
+    asked = client.job(again)
+    assert (asked.state, asked.info.model, asked.counts.items) == ("queued", "minilm@1", 4)
+    before = query(database, "SELECT count(*) FROM jobs")
+    assert job.retry_failed().id == retry.id
+    assert query(database, "SELECT count(*) FROM jobs") == before  # nor is anybody asked once more
+
+
+@pytest.mark.parametrize("state", ["queued", "running", "paused", "succeeded"])
+def test_a_retry_keeps_a_teacher_that_is_at_work_or_done(client: Client, database: Database, state: str) -> None:
+    job, teacher = failed(client, database, "minilm")
+    execute(database, f"UPDATE jobs SET state = '{state}' WHERE id = :id", id=teacher)
+    assert list(spec_of(client, job.retry_failed()).teachers.values()) == [teacher]
+
+
+def test_a_retry_is_taught_by_the_model_as_it_is_now(client: Client, database: Database) -> None:
+    client.models.add("aging", str(MINILM))
+    job, teacher = failed(client, database, "aging")
+    execute(database, "UPDATE jobs SET state = 'succeeded', finished_at = now() WHERE id = :id", id=teacher)
+    client.models.invalidate("aging")
+    (again,) = spec_of(client, job.retry_failed()).teachers.values()
+    targets = query(database, "SELECT target_id FROM jobs WHERE id IN (:a, :b)", a=teacher, b=again)
+    assert len(set(targets)) == 2
+
+
+def test_nobody_is_asked_for_what_is_not_retried(client: Client, database: Database) -> None:
+    job = client.compress("minilm", DISTILL, name="untroubled")
+    before = query(database, "SELECT count(*) FROM jobs")
+    with pytest.raises(WrongState):
+        job.retry_failed()
+    close(database, claim(database))
+    (teacher,) = spec_of(client, job).teachers.values()
+    execute(database, "UPDATE jobs SET state = 'failed', finished_at = now() WHERE id = :id", id=teacher)
+    with pytest.raises(NothingToRetry):
+        job.retry_failed()
+    assert query(database, "SELECT count(*) FROM jobs") == before
 
 
 def write(path: Path, content: str) -> str:

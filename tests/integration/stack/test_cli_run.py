@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -68,7 +69,8 @@ def running_home() -> Iterator[Path]:
         ended = batchmill("down")
         shutil.rmtree(home)
     assert ended.returncode == 0
-    assert ended.stderr == f"ended compressor, webhooks, beat, worker, valkey, postgres under {home.resolve()}\n"
+    names = "compressor, runner, webhooks, beat, worker, valkey, postgres"
+    assert ended.stderr == f"ended {names} under {home.resolve()}\n"
 
 
 @pytest.fixture
@@ -128,8 +130,9 @@ def test_a_bad_line_ends_it_or_is_left_out(batchmill: Terminal) -> None:
 
     refused = batchmill("run", source, "-m", "m", "-o", "out.jsonl")
     assert (refused.returncode, refused.stdout) == (1, "")
-    assert refused.stderr.startswith("error: in.jsonl, line 2: the object has no key 'input'")
-    assert len(refused.stderr.splitlines()) == 1
+    begun, error = refused.stderr.splitlines()
+    assert begun.startswith("run ")
+    assert error.startswith("error: in.jsonl, line 2: the object has no key 'input'")
     assert not (batchmill.folder / "out.jsonl").exists()
 
     report = batchmill("submit", source, "-m", "m", "--dry-run", "--json")
@@ -197,7 +200,7 @@ def test_a_reader_that_leaves_is_no_error(batchmill: Terminal) -> None:
     results.wait(30)
 
 
-def test_ctrl_c_ends_the_waiting_and_not_the_job(batchmill: Terminal, eventually: Callable[..., None]) -> None:
+def test_a_run_is_gone_on_with_after_ctrl_c(batchmill: Terminal, eventually: Callable[..., None]) -> None:
     assert batchmill("models", "add", "slow", "fake:?load_delay=8").returncode == 0
     source = batchmill.write("in.txt", "slow\n")
     waiting = batchmill.start("run", source, "-m", "slow", "-o", "out.csv")
@@ -207,9 +210,28 @@ def test_ctrl_c_ends_the_waiting_and_not_the_job(batchmill: Terminal, eventually
 
     assert (waiting.returncode, stdout) == (130, "")
     farewell = stderr.splitlines()[-1]
-    assert farewell.startswith("interrupted; job ")
-    job_id = farewell.split()[-1]
-    assert batchmill.json("jobs", "watch", job_id)["state"] == "succeeded"
+    assert farewell.startswith("interrupted; go on with: batchmill run --resume ")
+    assert not (batchmill.folder / "out.csv").exists()
+    resumed = batchmill("run", "--resume", farewell.split()[-1])
+    assert (resumed.returncode, resumed.stdout) == (0, ""), resumed.stderr
+    assert len((batchmill.folder / "out.csv").read_text().splitlines()) == 2
+    assert batchmill("run", source, "--resume", farewell.split()[-1]).returncode == 2
+
+
+def test_rows_of_a_query_go_into_a_table(batchmill: Terminal) -> None:
+    with sqlite3.connect(batchmill.folder / "shop.db") as shop:
+        shop.execute("CREATE TABLE reviews (id integer PRIMARY KEY, title text, body text)")
+        shop.executemany("INSERT INTO reviews VALUES (?, ?, ?)", [(1, "Good", "so so"), (2, "Bad", "so so")])
+    shop.close()
+    url = f"sqlite:///{batchmill.folder}/shop.db"
+    query = ["--query", "SELECT * FROM reviews ORDER BY id", "--template", "{title}: {body}"]
+    done = batchmill.json("run", url, "-m", "m", "-o", url, "--table", "vectors", *query)
+    assert (done["run"]["state"], done["run"]["progress"]["rows_written"]) == ("succeeded", 2)
+    with sqlite3.connect(batchmill.folder / "shop.db") as shop:
+        rows = shop.execute("SELECT id, output FROM vectors ORDER BY id").fetchall()
+    shop.close()
+    assert [str(row[0]) for row in rows] == ["1", "2"]
+    assert all(row[1] is not None for row in rows)
 
 
 def test_jobs_are_paused_resumed_cancelled_and_retried(batchmill: Terminal) -> None:

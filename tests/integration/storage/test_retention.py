@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 
 from contracts.errors import DatabaseBusy, ItemFailed, JobNotFound
-from storage import jobs, locks, oldjobs, pages, retention, unused
+from storage import jobs, locks, oldjobs, pages, retention, runs, unused
 from storage.database import Database
 from storage.retention import Purged, Retention
 from tests.jobs import (
@@ -26,6 +26,8 @@ from tests.jobs import (
     seal,
     submit,
 )
+from tests.runs import add, end, receive, run_now, spec
+from tests.runs import claimed as claimed_run
 
 DAY = timedelta(days=1)
 WEEK = Retention(jobs=7 * DAY, results=30 * DAY)
@@ -335,3 +337,84 @@ def check_every_job(database: Database, target_id: int) -> None:
         WHERE jobs.state = 'succeeded' AND (results.input_id IS NULL OR inputs.id IS NULL)
     """
     assert query(database, statement) == []
+
+
+def age_runs(database: Database, days: int) -> None:
+    statement = "UPDATE runs SET created_at = created_at - :age, finished_at = finished_at - :age"
+    execute(database, f"{statement}, lease_expires_at = lease_expires_at - :age", age=days * DAY)
+    execute(
+        database, "UPDATE jobs SET created_at = created_at - :age, finished_at = finished_at - :age", age=days * DAY
+    )
+
+
+def test_old_runs_go_but_those_that_the_next_is_compared_with(database: Database, target_id: int) -> None:
+    for name in ("one", "two"):
+        add(database, name, overlap="queue")
+        for _ in range(3):
+            run_now(database, name)
+            end(database, target_id)
+    run_now(database, "one")
+    with database.transaction() as connection:
+        runs.fail(connection, claimed_run(database).token, "code", "message")
+    kept = {
+        row.id
+        for row in query(
+            database,
+            "SELECT DISTINCT ON (schedule_id) id FROM runs WHERE state = 'succeeded' ORDER BY schedule_id, due_at DESC",
+        )
+    }
+    age_runs(database, 8)
+    found = retention.preview(database, WEEK)
+    assert (found.jobs, found.runs) == (4, 5)
+    gone = retention.purge(database, WEEK)
+    assert (gone.jobs, gone.runs) == (4, 5)
+    left = query(database, "SELECT id, job_id FROM runs")
+    assert {row.id for row in left} == kept
+    assert {row.job_id for row in left} == {row.id for row in query(database, "SELECT id FROM jobs")}
+    assert retention.purge(database, WEEK) == Purged(0, 0, 0, 0, 0)
+
+
+def test_an_open_run_and_its_job_stay_and_a_failed_one_until_it_is_announced(
+    database: Database, target_id: int
+) -> None:
+    add(database, overlap="queue")
+    run_now(database)
+    lease = claimed_run(database)
+    job_id = receive(database, lease, target_id, ["a"])
+    execute(database, "UPDATE jobs SET state = 'succeeded', finished_at = now() WHERE id = :id", id=job_id)
+    age_runs(database, 8)
+    execute(database, "UPDATE runs SET lease_expires_at = now() + interval '1 hour'")
+    assert retention.purge(database, WEEK) == Purged(0, 0, 0, 0, 0)
+    with database.transaction() as connection:
+        runs.fail(connection, lease.token, "code", "message")
+    execute(
+        database,
+        """
+        WITH endpoint AS (INSERT INTO webhook_endpoints (url, secret) VALUES ('https://x/', '') RETURNING id)
+        INSERT INTO deliveries (run_id, endpoint_id, url, event, body)
+        SELECT :run_id, id, 'https://x/', 'run.failed', '{}' FROM endpoint
+        """,
+        run_id=lease.run.id,
+    )
+    age_runs(database, 8)
+    assert retention.purge(database, WEEK).runs == 0
+    execute(database, "UPDATE deliveries SET state = 'delivered'")
+    assert retention.purge(database, WEEK).runs == 1
+
+
+def test_a_run_that_its_caller_never_came_back_for_ends(database: Database, target_id: int) -> None:
+    def opened() -> runs.RunLease:
+        with database.transaction() as connection:
+            return runs.open_run(connection, spec(), runner="me", lease=DAY)
+
+    lost, held = opened(), opened()
+    receive(database, lost, target_id, ["a"])
+    age_runs(database, 9)
+    execute(database, "UPDATE runs SET lease_expires_at = now() + interval '1 h' WHERE id = :id", id=held.run.id)
+    retention.purge(database, Retention(None, None))
+    assert [row.state for row in query(database, "SELECT state FROM runs")] == ["reading", "reading"]
+    retention.purge(database, WEEK)
+    [row] = query(database, "SELECT id, error_message FROM runs WHERE state = 'cancelled'")
+    assert (row.id, row.error_message) == (lost.run.id, "nobody resumed it")
+    age_runs(database, 8)
+    assert retention.purge(database, WEEK).runs == 1

@@ -15,7 +15,7 @@ from contracts.names import COMPRESSION_POOL
 from contracts.params import COMPRESS
 from contracts.recipes import parse_recipe
 from contracts.states import DeliveryState, Priority
-from storage import compressions, deliveries, endpoints, inputs, jobs, models, retention, roles, schema
+from storage import compressions, deliveries, endpoints, inputs, jobs, models, retention, roles, runs, schedules, schema
 from storage.database import Database
 from storage.deliveries import Outcome
 from storage.retention import Purged, Retention
@@ -23,6 +23,7 @@ from storage.roles import MIGRATOR, PRODUCER, READER, WEBHOOKS, WORKER, as_role
 from storage.tables import metadata
 from tests.compressions import close, report, result
 from tests.jobs import as_lines, claim, execute, finish, make_model, make_target, query, seal, submit
+from tests.runs import add, claimed, score, spec
 
 OURS = [role.name for role in roles.ROLES]
 
@@ -66,8 +67,11 @@ FORBIDDEN = {
         "UPDATE compressions SET verdict = 'accepted'",
         "DELETE FROM compressions",
         "SELECT * FROM chores",
+        "DELETE FROM runs",
     ],
     WORKER: [
+        "UPDATE schedules SET cron = '* * * * *'",
+        "DELETE FROM schedules",
         "INSERT INTO jobs (target_id, pool, state, priority) VALUES (1, 'default', 'queued', 0)",
         "INSERT INTO items (job_id, position, input_id) VALUES (uuidv7(), 0, 1)",
         "INSERT INTO inputs (digest, payload, size) VALUES ('', '1', 1)",
@@ -88,6 +92,8 @@ FORBIDDEN = {
         "SELECT * FROM items",
         "SELECT * FROM jobs",
         "SELECT * FROM models",
+        "SELECT * FROM runs",
+        "SELECT * FROM schedules",
         "UPDATE deliveries SET body = '{}'",
         "UPDATE deliveries SET url = 'https://elsewhere'",
         "INSERT INTO deliveries (endpoint_id, url, event, body) VALUES (1, '', '', '{}')",
@@ -147,6 +153,31 @@ def test_a_job_passes_from_role_to_role(open_as: Callable[[str], Database]) -> N
     assert query(reader, "SELECT url, disabled_reason FROM webhook_endpoints") == [("https://example.org/hook", "gone")]
     now = Retention(timedelta(microseconds=1), timedelta(microseconds=1))
     assert retention.purge(worker, now) == Purged(jobs=1, items=3, results=2, inputs=2)
+
+
+def test_so_does_a_run_of_a_schedule(open_as: Callable[[str], Database]) -> None:
+    producer, worker = open_as(PRODUCER), open_as(WORKER)
+    url = "https://example.org/runs"
+    with producer.transaction() as connection:
+        endpoints.add(connection, url, b"encrypted")
+    add(producer, cron="* * * * *", overlap="cancel", spec=spec(callback_url=url))
+    due = "UPDATE schedules SET next_due_at = date_trunc('minute', now())"
+    target_id = make_target(producer)
+    execute(producer, due)
+    assert schedules.make_due(worker)
+    job_id = score(producer, claimed(producer), target_id, ["run of a role"])
+    execute(producer, "UPDATE runs SET due_at = due_at - interval '1 day'")
+    execute(producer, due)
+    assert schedules.make_due(worker)  # which ends the other, with its job
+    assert query(producer, "SELECT state FROM jobs WHERE id = :id", id=job_id) == [("cancelled",)]
+    with producer.transaction() as connection:
+        runs.fail(connection, claimed(producer).token, "code", "message")
+    assert query(producer, "SELECT event FROM deliveries WHERE run_id IS NOT NULL") == [("run.failed",)]
+    execute(producer, "UPDATE deliveries SET state = 'delivered' WHERE run_id IS NOT NULL")
+    retention.purge(worker, Retention(timedelta(microseconds=1), None))
+    assert query(producer, "SELECT id FROM runs") == []
+    with producer.transaction() as connection:
+        schedules.remove(connection, "nightly")
 
 
 def test_so_does_a_compression(open_as: Callable[[str], Database]) -> None:

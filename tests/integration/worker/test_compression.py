@@ -18,18 +18,20 @@ from contracts.compression import CompressionSpec, StepResult
 from contracts.jobs import JobInfo
 from contracts.models import ModelSpec
 from contracts.names import COMPRESSION_POOL
+from contracts.params import parse_params
 from contracts.preflight import ModelSize, needs
-from contracts.recipes import parse_recipe
+from contracts.recipes import Dataset, Evaluation, parse_recipe
 from contracts.settings import Settings
 from contracts.states import JobState
 from producer.compression import submission
 from producer.compression.submission import Terms
-from storage import compressions, control, jobs, models, rescue
+from storage import compressions, control, jobs, models, rescue, workers
 from storage.artifacts import ArtifactStore, manifest_digest
 from storage.broker import Tickets
 from storage.database import Database
+from storage.workers import WorkerReport
 from tests import standin_step
-from tests.jobs import claim, claimed, execute, expire, make_model, query
+from tests.jobs import claim, claimed, execute, expire, finish, make_model, outage, query, submit
 from worker.compression.process import CompressionProcess
 
 COMMAND = (sys.executable, str(Path(standin_step.__file__)))
@@ -241,12 +243,55 @@ def test_a_step_that_takes_too_long_fails_the_job(shop: Shop) -> None:
 
 
 def test_a_recipe_that_does_not_fit_fails_before_work_starts(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.compression.room.free_memory", lambda: 1000)
+    monkeypatch.setattr("worker.compression.room.all_memory", lambda: 1000)
     job_id = shop.submit(shop.model(_1="sleep"), FIRST)
     with shop.process() as process:
         assert process.serve(COMPRESSION_POOL)
     job = shop.job(job_id)
     assert (job.state, job.error_code) == (JobState.FAILED, "does_not_fit")
+
+
+def test_a_shortage_of_memory_is_waited_out(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_id = shop.submit(shop.model(), FIRST)
+    with shop.process() as process:
+        with monkeypatch.context() as shortage:
+            shortage.setattr("worker.compression.room.free_memory", lambda: 1000)
+            assert process.serve(COMPRESSION_POOL)
+            rests(shop, job_id, "waiting for memory: it needs about 0.5 GB, and 0.0 of")
+            assert process.serve(COMPRESSION_POOL) is None
+        rested(shop)
+        assert process.serve(COMPRESSION_POOL)
+    assert shop.job(job_id).state is JobState.SUCCEEDED
+
+
+def test_what_needs_more_memory_than_the_host_has_is_left_to_a_larger_one(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.compression.room.all_memory", lambda: 1000)
+    larger = WorkerReport("other:1", COMPRESSION_POOL, "cpu", 1, 0, [], 0, 2**40, 0, 0)
+    with shop.database.transaction() as connection:
+        workers.report(connection, larger)
+    job_id = shop.submit(shop.model(), FIRST)
+    with shop.process() as process:
+        assert process.serve(COMPRESSION_POOL)
+        rests(shop, job_id, "it needs about 0.5 GB of memory, which another host has")
+        with shop.database.transaction() as connection:
+            workers.forget(connection, larger.name)
+        rested(shop)
+        assert process.serve(COMPRESSION_POOL)
+    assert shop.job(job_id).error_code == "does_not_fit"
+
+
+def rests(shop: Shop, job_id: UUID, message: str) -> None:
+    """The job was let go for a while, and says why."""
+    job, shard = shop.job(job_id), shop.shard(job_id)
+    assert (job.state, shard.state, shard.deaths) == (JobState.RUNNING, "queued", 0)
+    assert job.progress is not None
+    assert job.progress.message.startswith(message)
+
+
+def rested(shop: Shop) -> None:
+    execute(shop.database, "UPDATE shards SET not_before = NULL")
 
 
 def test_a_disk_that_is_too_small_for_a_later_step_fails_the_job_before_the_first(
@@ -336,22 +381,108 @@ def test_a_lease_that_is_lost_ends_the_process_and_another_host_goes_on(
     assert shop.made(job_id).digest == plain
 
 
-def test_an_artifact_that_was_damaged_between_steps_is_refused(shop: Shop) -> None:
+def stored_weights(shop: Shop, left: StepResult) -> Path:
+    weights = next(file for file in left.files if file.path == standin_step.WEIGHTS)
+    return shop.folder / "artifacts" / "sha256" / weights.sha256[:2] / weights.sha256
+
+
+@pytest.mark.parametrize("lost", [Path.unlink, lambda path: path.write_bytes(bytes(path.stat().st_size))])
+def test_an_artifact_that_is_lost_is_made_again(lost: Callable[[Path], object], shop: Shop, plain: str) -> None:
     parent = shop.model()
     one = shop.submit(parent, FIRST)
     with shop.process() as process:
         assert process.serve(COMPRESSION_POOL)
         [left] = shop.left(one)
-        weights = next(file for file in left.files if file.path == standin_step.WEIGHTS)
-        stored = shop.folder / "artifacts" / "sha256" / weights.sha256[:2] / weights.sha256
-        stored.write_bytes(bytes(weights.size))
+        weights = stored_weights(shop, left)
+        content = weights.read_bytes()
+        lost(weights)
+        other = shop.submit(parent, FIRST, SECOND)
+        assert process.serve(COMPRESSION_POOL)
+    assert shop.job(other).state is JobState.SUCCEEDED
+    assert shop.made(other).digest == plain
+    assert shop.left(other)[0] == left
+    assert weights.read_bytes() == content
+
+
+def test_an_artifact_that_is_lost_and_comes_out_otherwise_fails_the_job(shop: Shop) -> None:
+    parent = shop.model(_1="vary")
+    one = shop.submit(parent, FIRST)
+    with shop.process() as process:
+        assert process.serve(COMPRESSION_POOL)
+        stored_weights(shop, shop.left(one)[0]).unlink()
         other = shop.submit(parent, FIRST, SECOND)
         assert process.serve(COMPRESSION_POOL)
     job = shop.job(other)
-    assert (job.state, job.error_code) == (JobState.FAILED, "artifact_error")
+    assert (job.state, job.error_code) == (JobState.FAILED, "compression_failed")
     assert job.error_message is not None
-    assert job.error_message.startswith(f"step 2 (quantize int8): {standin_step.WEIGHTS} in the artifact store")
-    assert weights.sha256 in job.error_message
+    assert job.error_message.startswith("step 1 (prune magnitude, keep 50%): what it left is lost (model.safetensors")
+    assert "run `batchmill models invalidate parent@1` and submit again" in job.error_message
+    assert len(shop.left(other)) == 1
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    # 16 numbers of two bytes are computed in float32; a graph takes what its files do.
+    [(FIRST, 16 * 4), ({"step": "export"}, len(b"a graph") + 32)],
+)
+def test_memory_is_what_the_result_takes_when_it_is_loaded(step: dict[str, Any], expected: int, shop: Shop) -> None:
+    job_id = shop.submit(shop.model(), step)
+    with shop.process() as process:
+        assert process.serve(COMPRESSION_POOL)
+    assert shop.made(job_id).memory_bytes == expected
+
+
+def test_an_outage_of_postgres_costs_no_job(
+    shop: Shop, eventually: Eventually, plain: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    job_id = shop.submit(shop.model(_1="doze"), FIRST, SECOND)
+    with shop.process() as process, serving(process):
+        eventually(asleep(shop, job_id))
+        with outage(shop.database):
+            eventually(lambda: "worker.compression.patience" in {record.name for record in caplog.records})
+    shard = shop.shard(job_id)
+    assert (shard.state, shard.attempt, shard.deaths) == ("done", 1, 0)
+    assert shop.made(job_id).digest == plain
+
+
+def test_the_same_step_is_done_by_one_job_at_a_time(shop: Shop, eventually: Eventually) -> None:
+    parent = shop.model(_1="sleep")
+    first = shop.submit(parent, FIRST, SECOND)
+    second = shop.submit(parent, FIRST, OTHER, name="other")
+    with shop.process() as process, serving(process):
+        eventually(asleep(shop, first))
+        with shop.process("other") as idle:
+            assert idle.serve(COMPRESSION_POOL)
+            rests(shop, second, f"waiting for job {first}, which is at the same step")
+        process.drain()
+    rested(shop)
+    with shop.process() as process:
+        assert process.serve(COMPRESSION_POOL)
+        assert process.serve(COMPRESSION_POOL)
+    assert {shop.job(job_id).state for job_id in (first, second)} == {JobState.SUCCEEDED}
+    assert shop.left(first)[0] == shop.left(second)[0]
+
+
+def test_while_one_waits_for_its_teacher_another_goes_on(shop: Shop, eventually: Eventually) -> None:
+    parent = shop.model()
+    (shop.folder / "rows.jsonl").write_text('{"input":"a text"}\n')
+    [file] = shop.store.add(shop.folder, ["rows.jsonl"])
+    with shop.database.transaction() as connection:
+        target_id = models.make_target(connection, parent, parse_params(parent.task, {}))
+    teacher = submit(shop.database, target_id, ["a text"])
+    distill = {"step": "distill", "data": Dataset(file=file, rows=1)}
+    one = shop.submit(parent, distill, teachers={file.sha256: teacher})
+    with shop.process() as process:
+        with serving(process):
+            eventually(lambda: (told := shop.job(one).progress) and told.message == "waiting for the teacher: 0 %")
+            other = shop.submit(parent, FIRST, name="other")
+        rests(shop, one, "waiting for the teacher")
+        assert process.serve(COMPRESSION_POOL)
+        assert shop.job(other).state is JobState.SUCCEEDED
+        finish(shop.database, claimed(shop.database))
+        rested(shop)
+        assert process.serve(COMPRESSION_POOL)
+    assert shop.job(one).state is JobState.SUCCEEDED
 
 
 def test_a_store_that_is_away_for_a_while_costs_no_job(shop: Shop) -> None:
@@ -448,3 +579,25 @@ def test_while_it_works_it_takes_nothing_more(shop: Shop, eventually: Eventually
         process.give_back()
         assert shop.shard(first).state == "queued"
         process.drain()
+
+
+def test_an_export_is_handed_the_rows_of_the_evaluation(shop: Shop) -> None:
+    (shop.folder / "rows.jsonl").write_text('{"input":"a text"}\n')
+    [file] = shop.store.add(shop.folder, ["rows.jsonl"])
+    evaluation = Evaluation(data=Dataset(file=file, rows=1))
+    job_id = shop.submit(shop.model(), FIRST, {"step": "export"}, evaluate=evaluation)
+    with shop.process() as process:
+        assert process.serve(COMPRESSION_POOL)
+    said = [result.notes for result in shop.left(job_id)]
+    assert said == [["it was a stand-in"], ["it was a stand-in", '{"input":"a text"}']]
+
+
+def test_a_registered_student_needs_the_room_that_it_needs(shop: Shop) -> None:
+    parent = shop.model()
+    with shop.database.transaction() as connection:
+        make_model(connection, "huge", files=parent.files, digest=parent.digest, memory_bytes=2**50)
+    [file] = shop.store.add(shop.folder / "parent-", [standin_step.BEHAVIOUR])
+    job_id = shop.submit(parent, {"step": "distill", "data": Dataset(file=file, rows=1), "student": "huge@1"})
+    with shop.process() as process:
+        assert process.serve(COMPRESSION_POOL)
+    assert shop.job(job_id).error_code == "does_not_fit"

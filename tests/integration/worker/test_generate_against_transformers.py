@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -17,7 +18,7 @@ from tests.models import SMOLLM2, model_spec
 from worker.engines.decoding import Decoder
 from worker.engines.generate import GenerateEngine
 
-NEW_TOKENS = 64
+NEW_TOKENS = 32
 TIE = 1e-4
 QUESTIONS = (
     "What is the capital of France?",
@@ -36,8 +37,8 @@ PARAMS = parse_params("generate", {"max_new_tokens": NEW_TOKENS})
 
 
 @pytest.fixture(scope="module")
-def engine() -> GenerateEngine:
-    return GenerateEngine.load(model_spec(engine="generate", task="generate"), SMOLLM2.parent, "cpu")
+def engine(smollm2: Path) -> GenerateEngine:
+    return GenerateEngine.load(model_spec(engine="generate", task="generate"), smollm2, "cpu")
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from contracts.settings import Settings
 from storage import control
 from storage.broker import Tickets
 from storage.database import Database
+from tests import runs
 from tests.jobs import append, as_lines, claimed, execute, expire, make_target, open_job, query, submit
 from worker import maintenance
 
@@ -28,12 +29,15 @@ def test_a_tick_does_all_that_is_due(database: Database, settings: Settings, bro
     abandoned = open_job(database, target_id)
     append(database, abandoned, as_lines("ef"))
     execute(database, "UPDATE jobs SET received_at = now() - interval '1 hour' WHERE id = :id", id=abandoned)
+    runs.add(database)
+    execute(database, "UPDATE schedules SET cron = '* * * * *', next_due_at = date_trunc('minute', now())")
     with Tickets(broker_url) as tickets:
         maintenance.tick(settings, database, tickets)
         assert tickets.depth("default") == 1  # for the shard that nobody had claimed
     assert query(database, "SELECT state FROM shards WHERE id = :id", id=lease.shard_id) == [("queued",)]
     assert query(database, "SELECT state FROM jobs WHERE id = :id", id=over) == [("expired",)]
     assert query(database, "SELECT FROM jobs WHERE id = :id", id=abandoned) == []
+    assert runs.states(database)[-1] == "queued"
     assert query(database, "SELECT FROM items WHERE job_id = :id", id=abandoned) == []
 
 

@@ -16,11 +16,13 @@ import trustme
 from sqlalchemy import text
 from standardwebhooks import Webhook
 
-from contracts.events import EventBody
+from contracts.events import EventBody, JobData, RunData
 from producer import verify_webhook
 from storage import deliveries, endpoints
+from storage import runs as stored_runs
 from storage.database import Database
 from storage.secrets import Keyring, new_secret
+from tests import runs
 from tests.jobs import claimed, execute, finish, make_target, query, submit
 from tests.receiver import (
     CUT,
@@ -75,6 +77,7 @@ def test_the_end_of_a_job_is_announced_and_verified(
         eventually(lambda: states(database) == {"delivered": 1})
     (request,) = receiver.requests
     event = verify_webhook(request.body, request.headers, secret)
+    assert isinstance(event.data, JobData)
     assert (event.type, event.data.id, event.data.counts.computed) == ("job.completed", job_id, 2)
     assert request.path == "/hook?tenant=7"
     assert request.headers["content-type"] == "application/json"
@@ -82,6 +85,26 @@ def test_the_end_of_a_job_is_announced_and_verified(
     row = one(database)
     assert (row.id, row.attempt, row.last_status, row.last_error, row.token) == (request.id, 1, 200, None, None)
     assert isinstance(EventBody.model_validate_json(request.body), EventBody)
+
+
+def test_the_end_of_a_run_is_announced_and_verified(
+    database: Database, receiver: Receiver, eventually: Eventually
+) -> None:
+    url = receiver.url("/hook?night=1")
+    _, secret = add_endpoint(database, receiver.url("/hook"))
+    runs.add(database, spec=runs.spec(callback_url=url))
+    run = runs.run_now(database)
+    lease = runs.claimed(database)
+    with database.transaction() as connection:
+        stored_runs.fail(connection, lease.token, "source_changed", "it changed while it was read")
+    with delivering(database):
+        eventually(lambda: states(database) == {"delivered": 1})
+    (request,) = receiver.requests
+    event = verify_webhook(request.body, request.headers, secret)
+    assert isinstance(event.data, RunData)
+    assert (event.type, event.data.id, event.data.schedule) == ("run.failed", run.id, "nightly")
+    assert event.data.error_message == "it changed while it was read"
+    assert request.path == "/hook?night=1"
 
 
 FAILURES = {

@@ -84,6 +84,23 @@ def test_steps_and_the_evaluation_each_say_what_they_need() -> None:
     assert len(needs(recipe, SIZE, Task.EMBED)) == 3
 
 
+def test_a_registered_student_is_as_large_as_it_is_from_its_step_on() -> None:
+    parent = ModelSize.of({}, memory_bytes=4_000_000_000, disk_bytes=4_000_000_000)
+    packed = {"step": "quantize", "method": "nf4"}
+    recipe, alone = parse_recipe([packed | {"method": "bf16"}, distill(student="small@1"), packed]), [distill(), packed]
+    first, *rest = needs(recipe, parent, Task.EMBED, students={"small@1": SIZE})
+    assert first.memory_bytes > 2 * parent.memory_bytes
+    expected = needs(parse_recipe(alone), SIZE, Task.EMBED)
+    assert [(n.memory_bytes, n.disk_bytes) for n in rest] == [(n.memory_bytes, n.disk_bytes) for n in expected]
+    # The teacher of a language model is there beside it, and the evaluation measures the parent.
+    beside = needs(recipe, parent, Task.SCORE, evaluated=True, students={"small@1": SIZE})
+    less = needs(parse_recipe(alone), SIZE, Task.SCORE)
+    assert beside[1].memory_bytes - less[0].memory_bytes == parent.memory_bytes - SIZE.memory_bytes
+    assert beside[-1].memory_bytes > 2 * parent.memory_bytes
+    unknown = needs(recipe, parent, Task.EMBED)
+    assert unknown[1].memory_bytes > 4 * parent.memory_bytes
+
+
 @pytest.mark.parametrize("task", list(Task))
 def test_nothing_is_free(task: Task) -> None:
     for step in ({"step": "export"}, {"step": "quantize", "method": "int8"}):

@@ -15,7 +15,7 @@ from storage.secrets import Keyring
 
 ROOT = Path(__file__).resolve().parents[3]
 GUIDE = ROOT / "docs" / "how-to" / "production.md"
-ALWAYS = {"postgres", "migrate", "beat", "deliver", "flower"}
+ALWAYS = {"postgres", "migrate", "beat", "deliver", "runner", "flower"}
 PROFILES = {
     "redis": {"redis"},
     "rabbitmq": {"rabbitmq"},
@@ -28,7 +28,7 @@ PROFILES = {
 EXAMPLE = (ROOT / ".env.example").read_text()
 SECRETS = re.findall(r"^([A-Z_]+)=$", EXAMPLE, re.MULTILINE)
 WORKERS = ("worker", "worker-gpu", "compressor")
-OURS = ("migrate", "worker", "worker-gpu", "compressor", "beat", "deliver", "flower", "client")
+OURS = ("migrate", "worker", "worker-gpu", "compressor", "beat", "deliver", "runner", "flower", "client")
 
 
 @pytest.fixture(scope="session")
@@ -155,7 +155,7 @@ def test_every_service_is_confined_watched_and_started_again(read: Reader) -> No
 
 def test_probes_ask_the_port_that_answers_them(read: Reader) -> None:
     services = read.services("redis", "cpu", "gpu", "compress")
-    for name in (*WORKERS, "beat", "deliver"):
+    for name in (*WORKERS, "beat", "deliver", "runner"):
         port = services[name]["environment"]["BATCHMILL_METRICS_PORT"]
         assert f"http://127.0.0.1:{port}/readyz" in str(services[name]["healthcheck"]["test"]), name
 

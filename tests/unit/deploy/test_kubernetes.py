@@ -162,7 +162,7 @@ def test_secrets_are_referred_to_and_workers_have_the_time_to_leave() -> None:
     assert {document["kind"] for document in BASE}.isdisjoint({"Secret"})
     for name in ("worker", "compressor"):
         assert PODS[name]["terminationGracePeriodSeconds"] >= 35
-    for name in ("worker", "compressor", "beat", "deliver"):
+    for name in ("worker", "compressor", "beat", "deliver", "runner"):
         (container,) = PODS[name]["containers"]
         assert container["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": "metrics"}, name
         assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "metrics"}, name

@@ -5,7 +5,7 @@ import pytest
 
 from contracts.names import COMPRESSION_POOL, DEFAULT_POOL
 from contracts.settings import Settings, load_settings
-from stack.programs import BEAT, COMPRESSOR, WEBHOOKS, WORKER, environment, programs_of
+from stack.programs import BEAT, COMPRESSOR, RUNNER, WEBHOOKS, WORKER, environment, programs_of
 from stack.state import StackAddresses
 
 
@@ -25,23 +25,25 @@ def test_children_read_the_same_settings_wherever_they_run(tmp_path: Path, monke
     assert load_settings() == expected
 
 
-@pytest.mark.parametrize(("given", "ports"), [(None, set()), (0, {"0"}), (9108, {"9108", "9109", "9110", "9111"})])
+@pytest.mark.parametrize(
+    ("given", "ports"), [(None, set()), (0, {"0"}), (9108, {"9108", "9109", "9110", "9111", "9112"})]
+)
 def test_each_program_has_a_port_of_its_own_for_its_probes(tmp_path: Path, given: int | None, ports: set[str]) -> None:
     settings = Settings(home=tmp_path, flower_port=0, metrics_port=given)
     programs = programs_of(settings, StackAddresses("postgresql:///a", "redis://b"))
     found = {program.name: program.environment.get("BATCHMILL_METRICS_PORT") for program in programs}
     assert {port for port in found.values() if port is not None} == ports
     if given:
-        assert found == {WORKER: "9108", WEBHOOKS: "9109", BEAT: "9110", COMPRESSOR: "9111"}
+        assert found == {WORKER: "9108", WEBHOOKS: "9109", BEAT: "9110", COMPRESSOR: "9111", RUNNER: "9112"}
 
 
 def test_the_worker_comes_before_beat_and_is_told_where_everything_is(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path, flower_port=0)
     programs = programs_of(settings, StackAddresses("postgresql:///a", "redis://b"))
-    assert [program.name for program in programs] == [WORKER, BEAT, WEBHOOKS, COMPRESSOR]
+    assert [program.name for program in programs] == [WORKER, BEAT, WEBHOOKS, RUNNER, COMPRESSOR]
     for program in programs:
-        role = "batchmill_webhooks" if program.name == WEBHOOKS else "batchmill_worker"
-        assert program.environment["BATCHMILL_DATABASE_URL"] == f"postgresql://{role}@/a"
+        role = {WEBHOOKS: "webhooks", RUNNER: "producer"}.get(program.name, "worker")
+        assert program.environment["BATCHMILL_DATABASE_URL"] == f"postgresql://batchmill_{role}@/a"
         assert program.environment["BATCHMILL_BROKER_URL"] == "redis://b"
         assert program.environment["BATCHMILL_ARTIFACTS"] == settings.artifacts_url
     pools = {program.name: program.environment["BATCHMILL_POOL"] for program in programs}

@@ -11,16 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from contracts.errors import ModelLoadFailed
 from contracts.names import Quantization
 from contracts.params import parse_params
-from tests.models import MINILM, SMOLLM2, model_spec
+from tests.models import MINILM, model_spec
 from worker.engines.embed import EmbedEngine
 from worker.engines.generate import GenerateEngine
 from worker.layout import Layout, OffloadFolder, input_device
-from worker.loading import load_module, load_tokenizer, weight_bytes
+from worker.loading import load_module, weight_bytes
 
 HALF_OF_SMOLLM2 = 165_000_000
 HALF_OF_MINILM = 60_000_000
@@ -32,15 +31,6 @@ IDS = torch.tensor([[101, 2023, 2003, 1037, 3231, 102]])
 def parts(tmp_path: Path) -> Any:
     """MiniLM in parts."""
     return load_module(MINILM, Quantization.NONE, Layout({"cpu": HALF_OF_MINILM}, tmp_path / "offload"))
-
-
-@pytest.fixture(scope="module")
-def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All of SmolLM2 as safetensors: a GGUF file takes long to parse."""
-    folder = tmp_path_factory.mktemp("smollm2")
-    load_module(SMOLLM2.parent, Quantization.BF16, "cpu", AutoModelForCausalLM).save_pretrained(folder)
-    load_tokenizer(SMOLLM2.parent).save_pretrained(folder)
-    return folder
 
 
 def test_a_language_model_in_parts_says_the_same(smollm2: Path, tmp_path: Path) -> None:

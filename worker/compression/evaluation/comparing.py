@@ -16,6 +16,8 @@ from worker.compression.evaluation.fidelity import Floats
 
 UNKNOWN = -1
 """Stands for a label that a row does not have, or the model does not know."""
+SAME = ("cosine_mean", "agreement", "correlation")
+"""Figures of fidelity that are the one number, `fidelity`, again."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,27 @@ def compare(task: Task, parent: Sequence[Any], result: Sequence[Any], labels: Se
             before, after = (_matrix(rows, names) for rows in (parent, result))
             if len(names) == 1 or before.min() < 0 or before.max() > 1:
                 return _numbers(before, after, labels)
+            exclusive = _exclusive(before, folder)
             if any(isinstance(label, list) for label in labels):
-                return _label_sets(before, after, labels, names)
-            return _labels(before, after, label_numbers(labels, names))
+                return _label_sets(before, after, labels, names, exclusive=exclusive)
+            return _labels(before, after, label_numbers(labels, names), exclusive=exclusive)
         case Task.RERANK:
             return _rankings([_in_place(row) for row in parent], [_in_place(row) for row in result])
         case _:
             return _likelihoods(parent, result)
+
+
+def lowered(task: Task, scores: Scores, share: float) -> Scores:
+    """The figures of a model that computes so much of the rows that its parent computes, 0 to 1.
+
+    Fidelity is 0 in each of the others: of its mean over all rows that is a share. A text without a likelihood makes
+    the perplexity of all texts infinite, and fidelity 0. Other figures stay those of the rows that it computes.
+    """
+    if share == 1:
+        return scores
+    share = 0.0 if task is Task.SCORE else share
+    figures = {key: value * share if key in ("fidelity", *SAME) else value for key, value in scores.fidelity.items()}
+    return Scores(scores.quality, figures, scores.loss)
 
 
 def label_names(outputs: Sequence[Any], folder: Path) -> list[str]:
@@ -88,9 +104,20 @@ def _vectors(parent: Floats, result: Floats) -> Scores:
     return Scores(fidelity=figures, loss=1 - mean)
 
 
-def _labels(parent: Floats, result: Floats, labels: NDArray[np.intp]) -> Scores:
-    exclusive = bool(np.allclose(parent.sum(1), 1, atol=1e-3))
-    agreed = fidelity.agreement(parent, result)
+def _exclusive(scores: Floats, folder: Path) -> bool:
+    """Whether a row has one label of all, and not any number of them: its scores are shares of 1 then."""
+    try:
+        from worker.engines.heads import read_config
+
+        if read_config(folder).get("problem_type") == "multi_label_classification":
+            return False
+    except ModelLoadFailed:  # as above
+        pass
+    return bool(np.allclose(scores.sum(1), 1, atol=1e-3))
+
+
+def _labels(parent: Floats, result: Floats, labels: NDArray[np.intp], *, exclusive: bool) -> Scores:
+    agreed = (fidelity.agreement if exclusive else fidelity.agreement_of_sets)(parent, result)
     divergence = fidelity.divergence(parent, result, exclusive=exclusive)
     figures = {"fidelity": agreed, "agreement": agreed, "kl": divergence}
     known = labels != UNKNOWN
@@ -104,9 +131,11 @@ def _labels(parent: Floats, result: Floats, labels: NDArray[np.intp]) -> Scores:
     return Scores(quality, figures, fidelity.cross_entropy(result[known], labels[known]))
 
 
-def _label_sets(parent: Floats, result: Floats, labels: Sequence[Any], names: Sequence[str]) -> Scores:
+def _label_sets(
+    parent: Floats, result: Floats, labels: Sequence[Any], names: Sequence[str], *, exclusive: bool
+) -> Scores:
     """Of rows that may have any number of labels each: a label is told where its score is at least a half."""
-    bare = _labels(parent, result, np.full(len(labels), UNKNOWN, np.intp))
+    bare = _labels(parent, result, np.full(len(labels), UNKNOWN, np.intp), exclusive=exclusive)
     known = [place for place, label in enumerate(labels) if label is not None and is_known(label, names)]
     if not known:
         return bare

@@ -1,7 +1,7 @@
 """An evaluation, from the rows to what the report holds."""
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ from contracts.errors import CompressionFailed
 from contracts.names import Task
 from contracts.settings import Settings
 from worker.compression.evaluation import measurement, memory, notes, sensitivity
-from worker.compression.evaluation.comparing import Scores, compare
+from worker.compression.evaluation.comparing import Scores, compare, lowered
 from worker.compression.evaluation.machine import describe_machine
 from worker.compression.evaluation.measuring import Subject
 from worker.compression.evaluation.order import Artifact, Evaluated, EvaluationOrder
@@ -93,14 +93,14 @@ class _Judged(NamedTuple):
     scores: list[Scores]
     """Of each stage."""
     rows: int
-    """That were compared."""
+    """That the parent computes, by which all are judged."""
     notes: list[str]
 
 
 def _judge(order: EvaluationOrder, rows: Sequence[Row], device: str, progress: Progress) -> _Judged:
-    """Load and compute each stage, then compare all of them on the rows that all could compute.
+    """Load and compute each stage, then compare it with the parent on the rows that the parent computes.
 
-    A model that can compute none of the rows is of no fidelity, and no reason not to judge the others.
+    Those that a model does not compute lower its fidelity, and no other's.
     """
     models = [order.parent, *order.artifacts]
     payloads = payloads_of(order, rows)
@@ -109,21 +109,26 @@ def _judge(order: EvaluationOrder, rows: Sequence[Row], device: str, progress: P
     if not parent.values:
         first = next(iter(parent.errors.values()))
         raise CompressionFailed(f"evaluation: {order.parent.title} can compute none of the rows: {first.message}")
-    common = sorted(set.intersection(*(set(found.values) for found in outputs if found.values)))
-    if not common:
-        raise CompressionFailed("evaluation: no row is one that the models before and after each step can compute")
     task, _ = judged_by(order)
-    labels = [rows[row].label for row in common]
-    before = [parent.values[row] for row in common]
-    scores = [
-        compare(task, before, [found.values[row] for row in common], labels, order.parent.folder)
-        if found.values
-        else Scores(fidelity={"fidelity": 0.0})
-        for found in outputs
-    ]
+    labels = {row: rows[row].label for row in sorted(parent.values)}
+    scores = [_scores(task, parent, found, labels, order.parent.folder) for found in outputs]
     errors = [(model.title, found.errors) for model, found in zip(models, outputs, strict=True)]
-    said = [*notes.on_errors(len(rows), errors), *notes.on_labels(task, before, labels, order.parent.folder)]
-    return _Judged(scores, len(common), said)
+    before = [parent.values[row] for row in labels]
+    said = [
+        *notes.on_errors(task, len(rows), errors),
+        *notes.on_labels(task, before, list(labels.values()), order.parent.folder),
+    ]
+    return _Judged(scores, len(labels), said)
+
+
+def _scores(task: Task, parent: Outputs, found: Outputs, labels: Mapping[int, Any], folder: Path) -> Scores:
+    """Of a stage, by the rows that have an entry among the labels: those that the parent computes."""
+    both = [row for row in labels if row in found.values]
+    if not both:
+        return Scores(fidelity={"fidelity": 0.0})
+    before, after = ([of.values[row] for row in both] for of in (parent, found))
+    scores = compare(task, before, after, [labels[row] for row in both], folder)
+    return lowered(task, scores, len(both) / len(labels))
 
 
 def _outputs(order: EvaluationOrder, place: int, payloads: Sequence[Any], device: str, progress: Progress) -> Outputs:

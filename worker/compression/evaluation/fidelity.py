@@ -68,6 +68,11 @@ def agreement(parent: Floats, result: Floats) -> float:
     return float((parent.argmax(1) == result.argmax(1)).mean())
 
 
+def agreement_of_sets(parent: Floats, result: Floats) -> float:
+    """The share of rows with the same labels, those whose score is at least a half; scores `[n, labels]`."""
+    return float(((parent >= 0.5) == (result >= 0.5)).all(1).mean())
+
+
 def divergence(parent: Floats, result: Floats, *, exclusive: bool = True) -> float:
     """The mean Kullback-Leibler divergence of the result's scores from the parent's, in nats.
 

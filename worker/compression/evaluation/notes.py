@@ -46,19 +46,39 @@ def on_rows(task: Task, rows: int) -> list[str]:
     return []
 
 
-def on_errors(count: int, errors: Sequence[tuple[str, Mapping[int, ItemFailed]]]) -> list[str]:
-    """Of rows that were left out, as one of the models could not compute them."""
-    left_out = {row for _, of_model in errors for row in of_model}
-    if not left_out:
-        return []
-    parts = []
-    for model, of_model in errors:
-        causes = Counter(error.item_code for error in of_model.values())
-        if causes:
-            said = ", ".join(f"{number} {code}" for code, number in causes.most_common())
-            nothing = " – none is left, so its fidelity is 0" if len(of_model) == count else ""
-            parts.append(f"{model} ({said}){nothing}")
-    return [f"{len(left_out)} of {count} rows were not computed by all models: {'; '.join(parts)}."]
+def on_errors(task: Task, count: int, errors: Sequence[tuple[str, Mapping[int, ItemFailed]]]) -> list[str]:
+    """Of rows that the parent does not compute, which are left out, and of those that it alone does, which count.
+
+    Args:
+        task: That they were judged by.
+        count: Of rows.
+        errors: Of each model, the parent first, its title and why it has no output for a row.
+    """
+    (parent, refused), *others = errors
+    found = []
+    if refused:
+        found.append(
+            f"{len(refused)} of {count} rows are left out: {parent} does not compute them ({_causes(refused)})."
+        )
+    judged = count - len(refused)
+    for model, of_model in others:
+        lost = {row: error for row, error in of_model.items() if row not in refused}
+        if not lost:
+            continue
+        what = "each counts as a fidelity of 0, and the other figures are of the rows that it does compute"
+        if len(lost) == judged:
+            what = "so its fidelity is 0"
+        elif task is Task.SCORE:
+            what = "so its fidelity is 0, and the other figures are of the texts that it does score"
+        found.append(
+            f"{model} does not compute {len(lost)} of {judged} rows that {parent} does ({_causes(lost)}): {what}."
+        )
+    return found
+
+
+def _causes(errors: Mapping[int, ItemFailed]) -> str:
+    causes = Counter(error.item_code for error in errors.values())
+    return ", ".join(f"{number} {code}" for code, number in causes.most_common())
 
 
 def on_labels(task: Task, outputs: Sequence[Any], labels: Sequence[Any], folder: Path) -> list[str]:

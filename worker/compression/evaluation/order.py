@@ -43,6 +43,6 @@ class Evaluated:
     """The parent, and the model after each step."""
     sensitivity: list[Sensitivity]
     rows: int
-    """That every stage was judged by."""
+    """That the parent computes, by which every stage is judged."""
     notes: list[str]
     machine: dict[str, Any]

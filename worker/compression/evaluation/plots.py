@@ -1,7 +1,6 @@
 """Plots of a report, as SVG that stands inside of a page and takes its colours."""
 
 import io
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,32 +11,9 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from contracts.compression import Criterion, Measurement, Sensitivity, Stage, Training
+from contracts.pages import CARD, DASHED, FIRST, MUTED, PLOT_STYLE, RULE, SECOND, inline_svg, shortened
 
-INK, MUTED, RULE, FIRST, SECOND, CARD = "#010101", "#020202", "#030303", "#040404", "#050505", "#060606"
-COLOURS = {INK: "ink", MUTED: "muted", RULE: "rule", FIRST: "first", SECOND: "second", CARD: "card"}
-"""What stands in a plot for the page's colours of these names, which differ in the dark."""
-STYLE = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,
-    "font.size": 9,
-    "text.color": INK,
-    "axes.labelcolor": MUTED,
-    "axes.edgecolor": RULE,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": RULE,
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "figure.constrained_layout.use": True,
-}
 WIDTH, HEIGHT = 5.0, 2.9
-LONGEST = 30
-"""Characters of a label."""
 
 
 def size_and_fidelity(names: Sequence[str], stages: Sequence[Stage], criteria: Sequence[Criterion]) -> Markup:
@@ -63,9 +39,9 @@ def size_and_fidelity(names: Sequence[str], stages: Sequence[Stage], criteria: S
         ticks = axis.yaxis.get_major_locator().tick_values(lowest - 0.2 * room, highest + 1e-9)
         axis.set_yticks([tick for tick in ticks if lowest - 0.25 * room <= tick <= 1 + 1e-9])
         if "fidelity" in asked:
-            axis.axhline(asked["fidelity"], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+            axis.axhline(asked["fidelity"], color=MUTED, linewidth=1, linestyle=DASHED)
         if "size_ratio" in asked:
-            axis.axvline(asked["size_ratio"] * sizes[0], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+            axis.axvline(asked["size_ratio"] * sizes[0], color=MUTED, linewidth=1, linestyle=DASHED)
         for number, (label, x, y) in enumerate(_labels(names, sizes, values, 0.1 * max(sizes), 0.08 * room)):
             # Neighbours are often of about one height: one label goes above its point, the next one below.
             right, above = x > 0.6 * max(sizes), number % 2 == 0
@@ -86,7 +62,7 @@ def size_and_fidelity(names: Sequence[str], stages: Sequence[Stage], criteria: S
 
 def layers(sensitivity: Sequence[Sensitivity]) -> Markup:
     """A bar a layer: the fidelity that is lost when that layer alone is treated."""
-    names = [_short(layer.layer) for layer in sensitivity]
+    names = [shortened(layer.layer) for layer in sensitivity]
     lost = [max(1 - layer.fidelity, 0.0) for layer in sensitivity]
 
     def draw(figure: Figure) -> None:
@@ -157,8 +133,8 @@ def loss(training: Training) -> Markup:
             label="held out",
         )
         for panel in (axis, rate):
-            panel.axvline(training.kept_update, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-        axis.plot([], [], color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label="kept")
+            panel.axvline(training.kept_update, color=MUTED, linewidth=1, linestyle=DASHED)
+        axis.plot([], [], color=MUTED, linewidth=1, linestyle=DASHED, label="kept")
         axis.set_ylabel("loss")
         axis.legend(loc="lower left", bbox_to_anchor=(0, 0.98), ncols=3, handlelength=1.5)
         rate.plot(updates, [point.learning_rate for point in points], color=MUTED, linewidth=1.2)
@@ -178,15 +154,11 @@ def _labels(
     for title, x, y in zip(titles, sizes, values, strict=True):
         for names, other_x, other_y in found:
             if abs(x - other_x) < near_x and abs(y - other_y) < near_y:
-                names.append(_short(title))
+                names.append(shortened(title))
                 break
         else:
-            found.append(([_short(title)], x, y))
+            found.append(([shortened(title)], x, y))
     return [("\n".join(names), x, y) for names, x, y in found]
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
 def _figure(value: float) -> str:
@@ -194,26 +166,14 @@ def _figure(value: float) -> str:
 
 
 def _svg(draw: Callable[[Figure], None], title: str, height: float) -> Markup:
-    """What is drawn, without all that is for a file of its own; equal for equal input.
-
-    Nothing of it is a global of matplotlib's: the settings are those of this figure alone.
-    """
+    """What is drawn; equal for equal input. The settings are those of this figure alone."""
     file = io.StringIO()
     # Ids are made of the salt and what they are for: those of two plots of one page must differ.
-    settings: Any = {**mpl.rcParamsDefault, **STYLE, "svg.hashsalt": title}
+    settings: Any = {**mpl.rcParamsDefault, **PLOT_STYLE, "svg.hashsalt": title}
     with mpl.rc_context(settings):
         figure = Figure(figsize=(WIDTH, height))
         FigureCanvasSVG(figure)
         draw(figure)
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(file, format="svg", transparent=True, metadata=nothing)
-    text = file.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)
-    text = re.sub(r'<g id="[^"]*"', "<g", text)
-    text = re.sub(r'(<svg [^>]*?) ?width="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r'(<svg [^>]*?) ?height="[^"]*"', r"\1", text, count=1)
-    text = text.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)
-    for colour, name in COLOURS.items():
-        text = re.sub(rf"\b(fill|stroke): ?{colour}", rf"\1: var(--{name})", text)
-    return Markup(text)
+    return Markup(inline_svg(file.getvalue(), title))

@@ -10,18 +10,19 @@ from markupsafe import Markup
 
 from contracts.compression import Criterion, Measurement, Report, Stage
 from contracts.names import Task
+from contracts.pages import STYLE
 from contracts.recipes import Step, title
+from worker.compression.evaluation.comparing import SAME
 
 FIDELITY = {
     Task.EMBED: "the mean cosine of embeddings to the parent's",
-    Task.CLASSIFY: "the share of rows with the same first label as the parent's, or for bare numbers their correlation",
+    Task.CLASSIFY: "the share of rows with the same label as the parent's, where a row may have several with all the "
+    "same, or for bare numbers their correlation",
     Task.RERANK: "the share of pairs of documents in the same order as the parent's",
     Task.GENERATE: "the parent's perplexity over this one, at most 1",
     Task.SCORE: "the parent's perplexity over this one, at most 1",
 }
 """What the one number is, in words."""
-SAME = ("cosine_mean", "agreement", "correlation")
-"""Figures of fidelity that are that number again."""
 NAMES = {
     "cosine_p1": "cosine, 1st percentile",
     "neighbour_overlap_10": "10 nearest, overlap",
@@ -68,6 +69,7 @@ def render(report: Report) -> str:
     if before is not None and after is not None:
         pictures["speed"] = plots.speed(before, after)
     return environment.get_template("report.html.jinja").render(
+        style=Markup(STYLE),
         report=report,
         verdict=_verdict(report),
         tiles=_tiles(report),

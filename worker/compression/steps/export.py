@@ -1,12 +1,13 @@
 """A model written as an ONNX graph: traced by transformers' own exporter, and compared with what was traced."""
 
 import inspect
-from itertools import cycle, islice
+from itertools import chain, cycle, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir
+import orjson
 import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveUnusedNodesPass
 from transformers import PreTrainedModel
@@ -19,7 +20,7 @@ from contracts.recipes import Export
 from worker.compression.artifacts import KINDS, copy_others, notes_on, transformer_folder
 from worker.compression.order import Order, Outcome, Progress
 from worker.compression.silence import silence
-from worker.engines.padding import padded
+from worker.engines.padding import Ids, padded, padded_like
 from worker.loading import gguf_file, load_module, load_tokenizer, quiet
 from worker.onnx import GRAPH, OnnxModule, load_graph, output_of
 
@@ -34,7 +35,15 @@ TEXT = (
     "maxsplit splits are done (thus, the list will have at most maxsplit+1 elements). Nested scopes, such as 2 * 3.14, "
     "raise ValueError; otherwise nothing happens, and the caller is told why."
 )
-"""What is compared, again and again, cut to the lengths that are tried."""
+"""What is compared where the job has no rows to be evaluated on."""
+SAMPLE = 32
+"""Of these rows, so many are compared, from all over the file."""
+
+
+class _Input(NamedTuple):
+    ids: Ids
+    types: Ids | None = None
+    """Of each token, where it tells a query from a document."""
 
 
 def run(step: Export, order: Order, progress: Progress) -> Outcome:
@@ -71,7 +80,8 @@ def run(step: Export, order: Order, progress: Progress) -> Outcome:
     weights = sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value)
     onnx_ir.save(graph, folder / GRAPH, external_data=f"{GRAPH}.data" if weights > IN_ONE_FILE else None)
     progress(0.8, "comparing")
-    difference = _difference(module, folder, order.task)
+    inputs = _inputs(module, folder, order)
+    difference = _difference(module, folder, order.task, inputs)
     if not difference <= TOLERANCE:
         raise CompressionFailed(
             f"export: {module.config.model_type} gives other numbers in ONNX Runtime than in torch (they differ by "
@@ -79,6 +89,8 @@ def run(step: Export, order: Order, progress: Progress) -> Outcome:
         )
     progress(1.0, "done")
     said = f"The graph in ONNX Runtime is within {difference:.0e} of the torch model it was made of."
+    if order.evaluate is not None:
+        said = f"{said[:-1]}, on {len(inputs)} of the rows that it is evaluated on."
     return Outcome(Quantization.NONE, [*notes_on(order.source), said])
 
 
@@ -114,23 +126,52 @@ def _name_axes(graph: onnx_ir.Graph) -> None:
         value.shape = onnx_ir.Shape([names.get(str(axis), axis) for axis in value.shape or ()])
 
 
-def _difference(module: PreTrainedModel, folder: Path, task: Task) -> float:
-    """How far the graph, loaded from its file, is from the module on texts of several lengths, some with padding."""
-    output = output_of(KINDS[task])
+def _inputs(module: PreTrainedModel, folder: Path, order: Order) -> list[_Input]:
+    """What is compared as it is: rows of the evaluation that have tokens, where there are any, or else one text."""
+    tokenizer: Any = load_tokenizer(folder)
+    typed = order.task is Task.RERANK and "token_type_ids" in inspect.signature(module.forward).parameters
+    found = []
+    for parts in [*_texts(order.evaluate), (TEXT,)]:
+        encoded = tokenizer(*parts, truncation=True, max_length=_longest(module))
+        if encoded["input_ids"]:
+            types = encoded.get("token_type_ids") if typed else None
+            found.append(_Input(np.array(encoded["input_ids"], np.int32), types and np.array(types, np.int32)))
+    return found[:-1] or found
+
+
+def _texts(rows: Path | None) -> list[tuple[str, ...]]:
+    """Of rows from all over a file: a text each, or a query with its first document."""
+    payloads = [] if rows is None else [orjson.loads(line)["input"] for line in rows.read_bytes().splitlines()]
+    chosen = payloads[:: max(len(payloads) // SAMPLE, 1)][:SAMPLE]
+    return [(one,) if isinstance(one, str) else (one["query"], one["documents"][0]) for one in chosen]
+
+
+def _longest(module: PreTrainedModel) -> int:
+    """Tokens of the longest input that is compared; two positions fewer than there are, which some models keep."""
+    return min(getattr(module.config, "max_position_embeddings", None) or LONGEST, LONGEST) - 2
+
+
+def _difference(module: PreTrainedModel, folder: Path, task: Task, inputs: list[_Input]) -> float:
+    """How far the graph, loaded from its file, is from the module: on inputs two by two, and cut to several lengths."""
     graph = load_graph(folder / GRAPH, module.config, Quantization.NONE, "cpu", KINDS[task])
-    tokens = load_tokenizer(folder)(TEXT)["input_ids"]
-    positions = min(getattr(module.config, "max_position_embeddings", None) or LONGEST, LONGEST)
-    # One position fewer than there are: some models keep two for themselves.
-    shapes = [[3], [17] * 4, [17, 5, 1, 9], [positions - 2], [positions - 2, 40]]
-    return max(_apart(module, graph, list(islice(cycle(tokens), 1000)), lengths, output, task) for lengths in shapes)
+    tokens = list(islice(cycle(chain.from_iterable(one.ids for one in inputs)), 1000))
+    longest = _longest(module)
+    shapes = [[3], [17] * 4, [17, 5, 1, 9], [longest], [longest, 40]]
+    passes = [inputs[start : start + 2] for start in range(0, len(inputs), 2)]
+    for lengths in shapes:
+        rows = [tokens[start : start + length] for start, length in enumerate(lengths)]
+        passes.append([_Input(np.array(row, np.int32)) for row in rows])
+    return max(_apart(module, graph, rows, task) for rows in passes)
 
 
-def _apart(module: Any, graph: OnnxModule, tokens: list[int], lengths: list[int], output: str, task: Task) -> float:
-    """The largest difference over rows of these lengths, where a row has tokens."""
-    rows = [np.array(tokens[start : start + length], np.int32) for start, length in enumerate(lengths)]
+def _apart(module: Any, graph: OnnxModule, rows: list[_Input], task: Task) -> float:
+    """The largest difference over rows, where a row has tokens."""
+    output = output_of(KINDS[task])
     pad = module.config.get_text_config().pad_token_id or 0
-    ids, mask = padded(rows, pad, graph.device)
+    ids, mask = padded([row.ids for row in rows], pad, graph.device)
     inputs: dict[str, Any] = {} if task is Task.SCORE else {"attention_mask": mask}
+    if types := [row.types for row in rows if row.types is not None]:
+        inputs["token_type_ids"] = padded_like(types, graph.device)
     with torch.inference_mode():
         expected = getattr(module(input_ids=ids, return_dict=True, **inputs), output).float()
         found = getattr(graph(input_ids=ids, **inputs), output)

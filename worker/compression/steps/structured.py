@@ -7,20 +7,11 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from contracts.errors import CompressionFailed
+from contracts.families import FAMILIES, Family, known_families
 from contracts.recipes import PruneStructured
 from worker.compression.artifacts import load_for_compression, notes_on, save
 from worker.compression.order import Order, Outcome, Progress
-from worker.shapes import (
-    FAMILIES,
-    KEPT_HEAD_GROUPS,
-    Family,
-    head_groups,
-    heads_a_group,
-    keep_heads,
-    keep_neurons,
-    known_families,
-    layers_of,
-)
+from worker.shapes import KEPT_HEAD_GROUPS, head_groups, heads_a_group, keep_heads, keep_neurons, layers_of
 
 ROWS, COLUMNS = 32, 64
 """Sizes stay multiples of these where they are: kernels of 4-bit layers take no others."""

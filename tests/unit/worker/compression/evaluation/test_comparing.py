@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from contracts.names import Task
-from worker.compression.evaluation.comparing import Scores, compare, label_numbers
+from worker.compression.evaluation.comparing import Scores, compare, label_numbers, lowered
 
 NAMES = ["no", "maybe", "yes"]
 
@@ -73,6 +73,32 @@ def test_rows_that_have_any_number_of_labels() -> None:
     assert found.loss == pytest.approx(-sum(map(math.log, right)) / 3)
     assert found.fidelity["agreement"] == 1
     assert of(Task.CLASSIFY, parent, parent, [["perhaps"], None, None, None]).quality == {}
+
+
+def test_of_several_labels_a_row_all_have_to_be_the_same(tmp_path: Path) -> None:
+    parent = [best_first(0.9, 0.8, 0.1), best_first(0.9, 0.2, 0.1), best_first(0.3, 0.2, 0.1)]
+    result = [best_first(0.9, 0.3, 0.1), best_first(0.8, 0.3, 0.2), best_first(0.2, 0.3, 0.1)]
+    # The first label is the same in two rows; the labels of the first row are not those of before.
+    for labels in (None, [["no", "maybe"], ["no"], []]):
+        found = of(Task.CLASSIFY, parent, result, labels)
+        assert found.fidelity["fidelity"] == found.fidelity["agreement"] == pytest.approx(2 / 3)
+    # Scores that add up to 1 by chance: the config says what they are.
+    chance = [best_first(0.6, 0.3, 0.1)], [best_first(0.4, 0.3, 0.3)]
+    assert of(Task.CLASSIFY, *chance, folder=str(tmp_path)).fidelity["fidelity"] == 1
+    (tmp_path / "config.json").write_text(
+        '{"problem_type": "multi_label_classification", "id2label": {"0": "no", "1": "maybe", "2": "yes"}}'
+    )
+    assert of(Task.CLASSIFY, *chance, folder=str(tmp_path)).fidelity["fidelity"] == 0
+
+
+def test_rows_that_a_model_does_not_compute_lower_its_fidelity() -> None:
+    scores = Scores({"accuracy": 0.5}, {"fidelity": 0.9, "cosine_mean": 0.9, "cosine_p1": 0.5}, 0.1)
+    assert lowered(Task.EMBED, scores, 1.0) == scores
+    found = lowered(Task.EMBED, scores, 0.75)
+    assert found == Scores(
+        {"accuracy": 0.5}, {"fidelity": 0.9 * 0.75, "cosine_mean": 0.9 * 0.75, "cosine_p1": 0.5}, 0.1
+    )
+    assert lowered(Task.SCORE, Scores({}, {"fidelity": 0.9, "delta_nll": 0.1}), 0.99).fidelity["fidelity"] == 0
 
 
 def test_labels_are_given_by_name_or_by_place() -> None:

@@ -7,18 +7,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from pydantic import TypeAdapter
+from safetensors.torch import load_file, save_file
 
 from benchmarks.heads import held_back, labelled
 from benchmarks.texts import sentences
 from contracts.errors import CompressionFailed
 from contracts.names import Quantization, Task
-from contracts.recipes import parse_recipe
+from contracts.recipes import Accept, parse_recipe
+from tests.measuring import serve_small
 from tests.models import MINILM, model_spec, variant
 from tests.steps import loaded, run_step
 from worker.compression.artifacts import save
-from worker.compression.evaluation import Artifact, Evaluated, EvaluationOrder, evaluate, evaluating, measurement
+from worker.compression.evaluation import Artifact, Evaluated, EvaluationOrder, evaluate, evaluating, judge, measurement
 from worker.engines.embed import EmbedEngine
+from worker.loading import load_tokenizer
 
 NF4 = {"step": "quantize", "method": "nf4"}
 MAGNITUDE = {"step": "prune", "method": "magnitude", "keep_ratio": 0.6}
@@ -65,7 +69,9 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Speed is measured elsewhere: here it is no matter."""
     monkeypatch.setattr(measurement, "LATENCY_SECONDS", 0.05)
+    monkeypatch.setattr(measurement, "SPEED_SECONDS", 0.2)
     monkeypatch.setattr(measurement, "ROUNDS", 1)
+    monkeypatch.setattr(measurement.measuring, "serve", serve_small)
 
 
 @pytest.fixture
@@ -163,14 +169,52 @@ def test_a_model_that_generates(language_model: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("unmeasured")
-def test_rows_that_cannot_be_computed_are_left_out_and_counted(encoder: Path, tmp_path: Path) -> None:
+def test_rows_that_the_parent_cannot_compute_are_left_out_and_counted(encoder: Path, tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [{"input": text} for text in sentences(8)]
     rows[3] = {"input": 17}
     found = evaluate(order_of(tmp_path, encoder, Task.EMBED, [{"step": "quantize", "method": "bf16"}], rows), _quiet)
     assert found.rows == 7
-    assert any(note.startswith("1 of 8 rows were not computed by all models: parent@1 (1 inv") for note in found.notes)
+    assert found.notes[0] == "1 of 8 rows are left out: parent@1 does not compute them (1 invalid_input)."
     assert any(note.startswith("7 rows are too few for the overlap of the 10 nearest") for note in found.notes)
     assert "neighbour_overlap_10" not in found.stages[1].fidelity
+
+
+def spoil(folder: Path, word: str) -> None:
+    """Let the model give no numbers for texts with a word."""
+    place = load_tokenizer(folder)(word, add_special_tokens=False)["input_ids"][0]
+    weights = load_file(folder / "model.safetensors")
+    [name] = [name for name in weights if name.endswith(("word_embeddings.weight", "embed_tokens.weight"))]
+    weights[name][place] = torch.inf
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.usefixtures("unmeasured")
+def test_rows_that_only_the_parent_can_compute_count_as_lost(encoder: Path, tmp_path: Path) -> None:
+    rows = [{"input": text} for text in ["a cat", "a dog", "the cat sat", "a word", "the end"]]
+    bf16 = {"step": "quantize", "method": "bf16"}
+    order = order_of(tmp_path, encoder, Task.EMBED, [MAGNITUDE, bf16], rows)
+    spoil(order.artifacts[1].folder, "cat")
+    found = evaluate(order, _quiet)
+    assert found.rows == 5
+    _, pruned, result = found.stages
+    assert pruned.fidelity["fidelity"] > 0.9
+    assert result.fidelity["fidelity"] == pytest.approx(pruned.fidelity["fidelity"] * 3 / 5, abs=0.01)
+    [criterion] = judge(Accept(fidelity=0.9), found.stages)
+    assert not criterion.met
+    assert found.notes[0].startswith("after step 2 does not compute 2 of 5 rows that parent@1 does (2 ")
+
+
+@pytest.mark.usefixtures("unmeasured")
+def test_a_text_without_a_likelihood_costs_all_fidelity(language_model: Path, tmp_path: Path) -> None:
+    rows = [{"input": text} for text in ["a cat sat there", "a dog ran away", "this is the end"]]
+    order = order_of(tmp_path, language_model, Task.SCORE, [{"step": "quantize", "method": "bf16"}], rows)
+    spoil(order.artifacts[0].folder, " cat")
+    found = evaluate(order, _quiet)
+    result = found.stages[-1]
+    assert result.fidelity["fidelity"] == 0
+    assert abs(result.fidelity["delta_nll"]) < 0.1
+    assert not judge(Accept(fidelity=0.01), found.stages)[0].met
+    assert "so its fidelity is 0, and the other figures are of the texts that it does score." in found.notes[0]
 
 
 @pytest.mark.usefixtures("quick")

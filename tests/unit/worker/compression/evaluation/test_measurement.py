@@ -8,6 +8,7 @@ import pytest
 from benchmarks.texts import sentences
 from contracts.errors import CompressionFailed
 from contracts.names import Quantization, Task
+from tests.measuring import serve_small
 from tests.models import MINILM
 from tests.steps import run_step
 from worker.compression.evaluation import measurement
@@ -29,6 +30,7 @@ def subject(folder: Path, rows: Path, quantization: Quantization = Quantization.
 def test_before_and_after(tmp_path: Path, rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The parent against one whose layers have a quarter of their heads and neurons, and so are faster."""
     monkeypatch.setattr(measurement, "LATENCY_SECONDS", 0.3)
+    monkeypatch.setattr(measurement.measuring, "serve", serve_small)
     run_step({"step": "prune", "method": "structured", "keep_ratio": 0.25}, MINILM, tmp_path / "quarter")
     told: list[float] = []
     (before, after), spread = measurement.measure(

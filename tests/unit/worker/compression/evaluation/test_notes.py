@@ -144,11 +144,20 @@ def test_labels_that_the_model_does_not_have(labels: list[object], said: list[st
     assert [note.partition(":")[0] for note in found] == said
 
 
-def test_rows_left_out() -> None:
-    failed = ItemFailed("too_long", "it is too long")
-    assert notes.on_errors(4, [("parent", {}), ("result", {})]) == []
-    [note] = notes.on_errors(4, [("parent", {1: failed}), ("step 1", {}), ("result", dict.fromkeys(range(4), failed))])
-    assert note == (
-        "4 of 4 rows were not computed by all models: parent (1 too_long); result (4 too_long) – none is left, so its "
-        "fidelity is 0."
-    )
+def test_rows_that_a_model_does_not_compute() -> None:
+    failed, other = ItemFailed("too_long", "it is too long"), ItemFailed("not_finite", "it is no number")
+    assert notes.on_errors(Task.EMBED, 4, [("parent", {}), ("result", {})]) == []
+    # What the parent does not compute is nothing that others could lose.
+    assert notes.on_errors(Task.EMBED, 4, [("parent", {1: failed}), ("step 1", {}), ("result", {1: failed})]) == [
+        "1 of 4 rows are left out: parent does not compute them (1 too_long)."
+    ]
+    errors = [("parent", {1: failed}), ("step 1", {0: other, 1: failed}), ("result", dict.fromkeys(range(4), other))]
+    left_out, *lost = notes.on_errors(Task.EMBED, 4, errors)
+    assert left_out.startswith("1 of 4 rows are left out")
+    assert lost == [
+        "step 1 does not compute 1 of 3 rows that parent does (1 not_finite): each counts as a fidelity of 0, and the "
+        "other figures are of the rows that it does compute.",
+        "result does not compute 3 of 3 rows that parent does (3 not_finite): so its fidelity is 0.",
+    ]
+    [note] = notes.on_errors(Task.SCORE, 4, [("parent", {}), ("result", {0: other})])
+    assert "(1 not_finite): so its fidelity is 0, and the other figures" in note

@@ -1,7 +1,6 @@
 """The page: complete by itself, true to the report, and safe whatever names hold."""
 
 import re
-from html.parser import HTMLParser
 from typing import Any
 from uuid import UUID
 
@@ -9,9 +8,9 @@ import matplotlib as mpl
 import pytest
 
 from contracts.compression import Measurement, Report
+from tests.pages import Page
 from worker.compression.evaluation import render
 
-VOID = {"meta", "link", "br", "img", "input", "hr"}
 MEASUREMENT = {
     "size_bytes": 91_500_000,
     "parameters": 22_713_216,
@@ -25,45 +24,6 @@ MEASUREMENT = {
     "budget_tokens": 2048,
 }
 NASTY = """<script>alert("1")</script> & 'x' $\\frac{1}{2}$ {{ 7 * 7 }}"""
-
-
-class Page(HTMLParser):
-    """Keeps texts and attributes, and refuses tags that do not close in order."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.texts.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.texts).split())
-
-    @property
-    def sections(self) -> list[str]:
-        return [str(attributes["id"]) for tag, attributes in self.tags if tag == "section" and "id" in attributes]
-
-    @property
-    def plots(self) -> list[str]:
-        return [str(attributes["aria-label"]) for tag, attributes in self.tags if tag == "svg"]
 
 
 def report(**changes: Any) -> Report:

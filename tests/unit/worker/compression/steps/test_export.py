@@ -1,5 +1,6 @@
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from worker.compression.steps import export
 from worker.engines.embed import EmbedEngine
 from worker.engines.rerank import RerankEngine
 from worker.engines.score import ScoreEngine
-from worker.loading import load_model, load_module
+from worker.loading import load_model, load_module, load_tokenizer
 from worker.onnx import GRAPH, OnnxModule
 
 
@@ -93,9 +94,46 @@ def test_what_gives_other_numbers_fails(small: Path, tmp_path: Path, monkeypatch
         exported(small, tmp_path)
 
 
+def rows_file(folder: Path, inputs: Sequence[Any]) -> Path:
+    """The inputs as a file of an evaluation."""
+    file = folder / "rows.jsonl"
+    file.write_text("".join(f"{json.dumps({'input': one})}\n" for one in inputs))
+    return file
+
+
+def test_the_rows_of_the_evaluation_are_compared(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["", *sentences(70), "word " * 600]
+    tokenizer: Any = load_tokenizer(small)
+    word = tokenizer.vocab["zebra"]  # which no other text has
+    seen: list[tuple[int, int]] = []
+    loaded: Any = export.load_module
+
+    def changed(*arguments: Any) -> Any:
+        module = loaded(*arguments)
+
+        def spoil(_: Any, __: Any, given: dict[str, Any], output: Any) -> Any:
+            if not torch.compiler.is_exporting():
+                seen.append(tuple(given["input_ids"].shape))
+                output.last_hidden_state[given["input_ids"] == word] += 0.01
+            return output
+
+        module.register_forward_hook(spoil, with_kwargs=True)
+        return module
+
+    monkeypatch.setattr(export, "load_module", changed)
+    _, outcome = run(Export(), small, tmp_path / "graph", Task.EMBED, rows_file(tmp_path, texts))
+    assert any("on 32 of the rows that it is evaluated on" in note for note in outcome.notes)
+    assert len(seen) >= 32 / 2 + 5
+    assert max(length for _, length in seen) == 510
+    spoiled = f"zebra {texts[1]}"
+    with pytest.raises(CompressionFailed, match="bert gives other numbers in ONNX Runtime than in torch"):
+        run(Export(), small, tmp_path / "spoiled", Task.EMBED, rows_file(tmp_path, [texts[2], spoiled]))
+
+
 def test_a_cross_encoder_reads_token_types(reranker: Path, tmp_path: Path) -> None:
     source = cut(reranker, tmp_path / "cut", Task.RERANK)
-    graph = exported(source, tmp_path, Task.RERANK)
+    ranking = {"query": "close a file", "documents": ["closes the file", "opens a socket"]}
+    graph, _ = run(Export(), source, tmp_path / "graph", Task.RERANK, rows_file(tmp_path, [ranking] * 3))
     spec = model_spec(engine="rerank", task="rerank", source="hf:model")
     payloads = [
         {"query": "close a file", "documents": ["closes the file", "opens a socket", "a"]},
@@ -110,7 +148,7 @@ def test_a_cross_encoder_reads_token_types(reranker: Path, tmp_path: Path) -> No
 
 
 def test_a_language_model_tells_the_same_likelihoods(language_model: Path, tmp_path: Path) -> None:
-    graph = exported(language_model, tmp_path, Task.SCORE)
+    graph, _ = run(Export(), language_model, tmp_path / "graph", Task.SCORE, rows_file(tmp_path, ["", *sentences(5)]))
     spec = model_spec(engine="score", task="score", source="hf:model")
     engines: list[Any] = [ScoreEngine.load(spec, folder, "cpu") for folder in (language_model, graph)]
     rows = engines[0].prepare([*sentences(9), "word " * 100], {}).rows

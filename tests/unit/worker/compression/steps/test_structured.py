@@ -7,6 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from contracts.errors import CompressionFailed, ModelLoadFailed
+from contracts.families import FAMILIES
 from contracts.names import Quantization, Task
 from contracts.params import parse_params
 from tests.models import MINILM, changed, model_spec
@@ -16,7 +17,6 @@ from worker.engines.classify import ClassifyEngine
 from worker.engines.generate import GenerateEngine
 from worker.engines.rerank import RerankEngine
 from worker.engines.score import ScoreEngine
-from worker.shapes import FAMILIES
 
 STEP = {"step": "prune", "method": "structured", "keep_ratio": 0.5}
 SMALL = {

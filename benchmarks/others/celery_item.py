@@ -1,0 +1,74 @@
+"""One Celery task a text, as many projects begin: the model in the worker's processes, results in the broker.
+
+Run with a broker's URL as a third argument it measures; the worker that it starts imports it for the task.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from celery import Celery, group
+from trial import Encode, model_and_texts, report
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+app = Celery("item", broker=os.environ["ITEM_BROKER"], backend=os.environ["ITEM_BROKER"], set_as_current=False)
+app.conf.update(worker_prefetch_multiplier=64, task_default_queue="item", worker_hijack_root_logger=False)
+
+
+@cache
+def model() -> "SentenceTransformer":
+    """The model, loaded once in each process."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    torch.set_num_threads(int(os.environ["ITEM_THREADS"]))
+    dtype = getattr(torch, os.environ["ITEM_DTYPE"])
+    return SentenceTransformer(os.environ["ITEM_MODEL"], device="cpu", model_kwargs={"dtype": dtype})
+
+
+@app.task(name="embed")
+def embed(text: str) -> list[float]:
+    """One vector."""
+    vector: Any = model().encode(text)
+    return [float(value) for value in vector]
+
+
+def main() -> None:
+    folder, texts = model_and_texts()
+    report(_settings(folder), texts)
+
+
+def _settings(folder: str) -> Iterator[tuple[str, Encode]]:
+    for dtype in ("float32", "bfloat16"):
+        for processes, threads in ((1, 2), (2, 1)):
+            setting = {"ITEM_MODEL": folder, "ITEM_DTYPE": dtype, "ITEM_THREADS": str(threads)}
+            yield (
+                f"{dtype}, {processes} processes of {threads} threads",
+                lambda texts, setting=setting, processes=processes: _embed(texts, setting, processes),
+            )
+
+
+def _embed(texts: list[str], setting: dict[str, str], processes: int) -> int:
+    command = [sys.executable, "-m", "celery", "-A", "celery_item", "worker", "--queues", "item"]
+    worker = subprocess.Popen(
+        [*command, "--concurrency", str(processes), "--loglevel", "ERROR", "--without-mingle", "--without-gossip"],
+        env={**os.environ, **setting},
+        cwd=os.path.dirname(os.path.abspath(__file__)),
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        return sum(
+            len(vector) == 384 for vector in group(embed.s(text) for text in texts).apply_async().get(timeout=3600)
+        )
+    finally:
+        worker.terminate()
+        worker.wait(60)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Where rows come from: files of any kind, queries and batch files, as entries that a job can take."""

@@ -1,0 +1,5 @@
+"""Schedules, as callers see them."""
+
+from producer.schedules.calls import Schedules
+
+__all__ = ["Schedules"]
