@@ -64,9 +64,9 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least that they log. Of libraries, only warnings and errors are logged."""
     metrics_port: int | None = Field(default=None, ge=0, le=65_531)
-    """Where a worker, a runner, a deliverer or beat serves `/metrics`, `/healthz` and `/readyz`; nowhere when not given,
-    any free port for 0. Under `batchmill up` this is the worker's, and the next ones are the deliverer's, beat's, the
-    compressor's and the runner's."""
+    """Where a worker, a runner, a deliverer or beat serves `/metrics`, `/healthz` and `/readyz`; nowhere when not
+    given, any free port for 0. Under `batchmill up` this is the worker's; then come the deliverer's, beat's,
+    the compressor's and the runner's."""
     metrics_host: str = "127.0.0.1"
     """The address that it listens on; `0.0.0.0` for all."""
 

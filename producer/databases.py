@@ -6,9 +6,9 @@ from contextlib import contextmanager
 
 import psycopg
 from sqlalchemy import URL, Engine, NullPool, create_engine
-from sqlalchemy.exc import DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, NoSuchModuleError, OperationalError, SQLAlchemyError
 
-from contracts.errors import InvalidRequest, UnavailableError
+from contracts.errors import ConfigurationError, InvalidRequest, UnavailableError
 from storage.database import KEEPALIVE, first_line, is_away, leave_out_rows
 
 _SQLITE_AWAY = ("SQLITE_BUSY", "SQLITE_CANTOPEN", "SQLITE_FULL", "SQLITE_IOERR", "SQLITE_LOCKED", "SQLITE_NOMEM")
@@ -22,14 +22,22 @@ def open_engine(url: URL, what: str) -> Engine:
         what: `source` or `sink`, for messages.
 
     Raises:
-        InvalidRequest: SQLAlchemy knows no such database, or the package of its driver is not installed.
+        ConfigurationError: SQLAlchemy knows no such database, or the package of its driver is not installed.
+        InvalidRequest: The URL asks for what its driver does not take.
     """
+    where = f"{what} {url.set(query={}).render_as_string()}"
     postgres = url.drivername == "postgresql+psycopg"
     settings = {"prepare_threshold": None, "connect_timeout": 10, **KEEPALIVE} if postgres else {}
     try:
         return create_engine(url, poolclass=NullPool, hide_parameters=True, connect_args=settings)
-    except (ImportError, NoSuchModuleError) as error:
-        raise InvalidRequest(f"{what} {url.render_as_string()}: {error}; install the driver's package") from None
+    except NoSuchModuleError:
+        raise ConfigurationError(
+            f"{where}: SQLAlchemy knows no {url.drivername}; install the package that teaches it"
+        ) from None
+    except ImportError as error:
+        raise ConfigurationError(f"{where}: {error}; install its driver: pip install {error.name}") from None
+    except SQLAlchemyError as error:
+        raise InvalidRequest(f"{where}: {str(error).partition(chr(10))[0]}") from None
 
 
 @contextmanager

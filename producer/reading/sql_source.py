@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import URL, Connection, CursorResult, Engine, NullPool, create_engine
-from sqlalchemy.exc import DBAPIError, NoSuchModuleError, ResourceClosedError, SQLAlchemyError
+from sqlalchemy import URL, Connection, CursorResult, Engine
+from sqlalchemy.exc import DBAPIError, ResourceClosedError, SQLAlchemyError
 
-from contracts.errors import ConfigurationError, DatabaseUnavailable, InvalidInput, InvalidRequest
+from contracts.errors import DatabaseUnavailable, InvalidInput, InvalidRequest
 from contracts.sources import SqlSource
+from producer.databases import open_engine
 from producer.reading.lines import Entry
 from producer.reading.picking import pick
 from producer.reading.reading import Reading
 from producer.urls import database_url
-from storage.database import KEEPALIVE, first_line, is_away
+from storage.database import first_line, is_away
 
 PAGE = 2_000
 """Rows that are fetched at once."""
@@ -101,22 +102,7 @@ def _engine(url: URL, where: str) -> Engine:
     if path and path != ":memory:" and not path.startswith("file:") and not Path(path).is_file():
         # SQLite would make an empty database of it.
         raise InvalidInput("there is no such database file", where)
-    options = {"connect_timeout": 10, "prepare_threshold": None, **KEEPALIVE}
-    try:
-        return create_engine(
-            url,
-            poolclass=NullPool,
-            hide_parameters=True,
-            connect_args=options if url.drivername == "postgresql+psycopg" else {},
-        )
-    except NoSuchModuleError:
-        raise ConfigurationError(
-            f"{where}: SQLAlchemy knows no {url.drivername}; install the package that teaches it"
-        ) from None
-    except ImportError as error:
-        raise ConfigurationError(f"{where}: {error}; install its driver: pip install {error.name}") from None
-    except SQLAlchemyError as error:
-        raise InvalidRequest(f"{where}: {str(error).partition(chr(10))[0]}") from None
+    return open_engine(url, "source")
 
 
 def _connected(engine: Engine) -> Connection:

@@ -1,7 +1,7 @@
 """Results as a Parquet file."""
 
 from collections.abc import Iterable
-from typing import IO
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,7 +17,14 @@ def write_parquet(batches: Iterable[pa.RecordBatch], schema: pa.Schema, stream: 
     rows, held = 0, 0
     pending: list[pa.RecordBatch] = []
     # Dictionaries only where values repeat: to look for repetition among floats costs more than all the rest.
-    options = {"compression": "zstd", "compression_level": 1, "use_dictionary": ["error_code", "error_message"]}
+    options: dict[str, Any] = {
+        "compression": "zstd",
+        "compression_level": 1,
+        "use_dictionary": ["error_code", "error_message"],
+    }
+    if is_vector(schema) and schema.field("output").type.value_type == pa.float32():
+        # Exponents side by side compress, floats as they are hardly: a sixth less to store, and in less time.
+        options["use_byte_stream_split"] = ["output.list.element"]
     with pq.ParquetWriter(stream, schema, **options) as writer:
         for batch in batches:
             rows += len(batch)

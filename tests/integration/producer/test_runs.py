@@ -61,7 +61,8 @@ def write_parquet(path: Path, pairs: Sequence[tuple[str, str]]) -> Path:
 def test_parquet_to_parquet(client: Client, tmp_path: Path) -> None:
     pairs = pairs_of("parquet", 100)
     source, sink = write_parquet(tmp_path / "in.parquet", pairs), tmp_path / "out.parquet"
-    run = client.run(source, "vectors", sink, task="embed", metadata={"night": 3})
+    report = tmp_path / "report-{date}.html"
+    run = client.run(source, "vectors", sink, task="embed", metadata={"night": 3}, report=report)
 
     table = pq.read_table(sink)
     assert table["custom_id"].to_pylist() == [custom_id for custom_id, _ in pairs]
@@ -76,6 +77,8 @@ def test_parquet_to_parquet(client: Client, tmp_path: Path) -> None:
     job = client.job(str(run.job_id))
     assert (job.info.priority, job.info.metadata, job.info.callback_url) == ("bulk", {"night": 3}, None)
     assert client.resume(run.id) == run
+    assert run.report == str(tmp_path / f"report-{run.created_at.astimezone().date()}.html")
+    assert "vectors" in Path(run.report).read_text()
 
 
 def test_packed_json_lines_to_a_folder(client: Client, tmp_path: Path) -> None:
