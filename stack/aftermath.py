@@ -1,4 +1,4 @@
-"""What a worker that died leaves behind: leases, which its supervisor need not let expire."""
+"""What a worker or a runner that died leaves behind: leases, which its supervisor need not let expire."""
 
 import logging
 import socket
@@ -16,14 +16,17 @@ def release_leases(database_url: str, pid: int) -> None:
 
 
 def _release(database_url: str, pid: int) -> None:
-    from storage.database import Database  # here: a supervisor whose workers live has no use for it
-    from storage.rescue import rescue
+    from storage import rescue, runs  # here: a supervisor whose workers live has no use for it
+    from storage.database import Database
 
+    name = f"{socket.gethostname()}:{pid}"
     try:
         with Database(database_url, pool_size=1, transaction_seconds=30.0) as database:
-            released = rescue(database, f"{socket.gethostname()}:{pid}")
+            released = len(rescue.rescue(database, name))
+            with database.transaction() as connection:
+                released += runs.rescue(connection, name)
     except Exception as error:  # whatever it is, the stack goes on
         log.warning("the leases of process %d are left to expire: %s", pid, error)
     else:
         if released:
-            log.warning("process %d left %d leases, which went back to the queue", pid, len(released))
+            log.warning("process %d left %d leases, which went back to the queue", pid, released)

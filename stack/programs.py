@@ -89,6 +89,7 @@ def programs_of(settings: Settings, addresses: StackAddresses) -> Sequence[Progr
             },
             folder=layout.home,
             stop_seconds=20.0,
+            after=lambda pid: release_leases(addresses.database_url, pid),
         ),
         _worker(COMPRESSOR, {**common, "BATCHMILL_POOL": COMPRESSION_POOL, **_port(settings, 3)}, layout, addresses),
     ]

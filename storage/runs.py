@@ -18,6 +18,8 @@ from contracts.runs import Changes, Drift, RunInfo, RunProgress, RunSpec
 from contracts.states import TERMINAL_JOB_STATES, JobState, RunState
 from storage import control, events, jobs
 
+MOST_DEATHS = 5
+"""A run that so many processes died of, one after the other, without getting on, fails."""
 MAX_MESSAGE = 2_000
 """Characters of an error's message that are kept."""
 
@@ -40,14 +42,15 @@ _READY = f"""
             WHERE other.schedule_id = runs.schedule_id AND other.id <> runs.id
               AND {OPEN.replace("runs.", "other.")} AND (other.due_at < runs.due_at OR other.state <> 'queued'))
         WHEN 'scoring' THEN runs.job_id IS NULL OR {_ENDED_JOB}
-        ELSE runs.lease_expires_at IS NULL OR runs.lease_expires_at < now()
+        ELSE runs.lease_expires_at IS NULL OR runs.lease_expires_at < now() AND runs.deaths < :most_deaths
     END
 """
 _TAKE = """
     UPDATE runs SET
         state = CASE runs.state WHEN 'queued' THEN 'reading' WHEN 'scoring' THEN 'writing' ELSE runs.state END,
         token = :token, runner = :runner, lease_expires_at = clock_timestamp() + :lease, not_before = NULL,
-        attempt = runs.attempt + 1, started_at = coalesce(runs.started_at, now())
+        attempt = runs.attempt + 1, started_at = coalesce(runs.started_at, now()),
+        deaths = CASE WHEN runs.lease_expires_at IS NULL THEN runs.deaths ELSE runs.deaths + 1 END
     FROM ready WHERE runs.id = ready.id RETURNING runs.id
 """
 _CLAIM = text(f"""
@@ -62,6 +65,12 @@ _CLAIM_ONE = text(f"""
         SELECT runs.id FROM runs LEFT JOIN jobs ON jobs.id = runs.job_id
         WHERE runs.id = :id AND {_READY} FOR NO KEY UPDATE OF runs
     ) {_TAKE}
+""")
+_RESCUE = text(f"UPDATE runs SET lease_expires_at = now() WHERE runner = :runner AND token IS NOT NULL AND {_HELD}")
+_FAIL_LOST = text(f"""
+    UPDATE runs SET state = 'failed', token = NULL, lease_expires_at = NULL, finished_at = now(), written = NULL,
+                    error_code = 'runner_lost', error_message = :message
+    WHERE {_HELD} AND lease_expires_at < now() AND deaths >= :most_deaths RETURNING id
 """)
 _CANCEL = text(f"""
     UPDATE runs SET state = 'cancelled', token = NULL, lease_expires_at = NULL, finished_at = now(),
@@ -98,7 +107,8 @@ def claim(connection: Connection, *, runner: str, lease: timedelta) -> RunLease 
     stay what they are, once their lease is over.
     """
     token = uuid4()
-    run_id = connection.execute(_CLAIM, {"token": token, "runner": runner, "lease": lease}).scalar_one_or_none()
+    values = {"token": token, "runner": runner, "lease": lease, "most_deaths": MOST_DEATHS}
+    run_id = connection.execute(_CLAIM, values).scalar_one_or_none()
     return None if run_id is None else _lease(connection, run_id, token)
 
 
@@ -113,7 +123,7 @@ def claim_one(connection: Connection, run_id: UUID, *, runner: str, lease: timed
     if run.schedule is not None:
         raise WrongState(f"run {run_id} is of schedule {run.schedule}: runners carry it out")
     token = uuid4()
-    values = {"id": run_id, "token": token, "runner": runner, "lease": lease}
+    values = {"id": run_id, "token": token, "runner": runner, "lease": lease, "most_deaths": MOST_DEATHS}
     if connection.execute(_CLAIM_ONE, values).first() is not None:
         return _lease(connection, run_id, token)
     run = get(connection, run_id)
@@ -165,7 +175,7 @@ def note_progress(connection: Connection, token: UUID, progress: RunProgress) ->
     Raises:
         LeaseLost: The token is not valid any more; nothing was changed.
     """
-    _fenced(connection, "progress = :progress", token, progress=progress.model_dump(mode="json"))
+    _fenced(connection, "progress = :progress, deaths = 0", token, progress=progress.model_dump(mode="json"))
 
 
 def note_written(connection: Connection, token: UUID, written: dict[str, Any], progress: RunProgress) -> None:
@@ -176,7 +186,7 @@ def note_written(connection: Connection, token: UUID, written: dict[str, Any], p
     """
     _fenced(
         connection,
-        "written = :written, progress = :progress",
+        "written = :written, progress = :progress, deaths = 0",
         token,
         RunState.WRITING,
         written=written,
@@ -232,6 +242,21 @@ def fail(connection: Connection, token: UUID, code: str, message: str) -> None:
         message=_storable(message),
     )
     events.announce_run(connection, get(connection, run_id), Event.RUN_FAILED)
+
+
+def rescue(connection: Connection, runner: str) -> int:
+    """Let the leases be over that a runner holds which is known to have died; how many these are."""
+    return connection.execute(_RESCUE, {"runner": runner}).rowcount
+
+
+def fail_lost(connection: Connection) -> list[UUID]:
+    """Reading, writing -> failed, of runs that cost one process after the other its life; which these are."""
+    message = f"{MOST_DEATHS + 1} processes that carried it out died, one after the other; their logs may say of what"
+    values = {"message": message, "most_deaths": MOST_DEATHS}
+    failed = list(connection.execute(_FAIL_LOST, values).scalars())
+    for run_id in failed:
+        events.announce_run(connection, get(connection, run_id), Event.RUN_FAILED)
+    return failed
 
 
 def cancel(connection: Connection, run_id: UUID, reason: str | None = None) -> bool:

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from contracts.errors import BatchmillError
 from contracts.settings import Settings
-from storage import claims, control, jobs, oldjobs, rescue, schedules
+from storage import claims, control, jobs, oldjobs, rescue, runs, schedules
 from storage.broker import Tickets
 from storage.database import Database
 from worker.purging import purge_when_due
@@ -32,6 +32,7 @@ def tick(
         lambda: rescued(free_leases(database)),
         lambda: expire_jobs(database),
         lambda: make_runs(database),
+        lambda: fail_lost_runs(database),
         lambda: remove_abandoned(settings, database),
         lambda: purge_when_due(settings, database),
     )
@@ -88,6 +89,18 @@ def make_runs(database: Database) -> None:
     """
     if made := schedules.make_due(database):
         log.info("%d runs of schedules are due", len(made))
+
+
+def fail_lost_runs(database: Database) -> None:
+    """End runs that no process lives through.
+
+    Raises:
+        DatabaseUnavailable: Postgres does not answer.
+    """
+    with database.transaction() as connection:
+        lost = runs.fail_lost(connection)
+    for run_id in lost:
+        log.error("run %s failed: the processes that carried it out died", run_id)
 
 
 def remove_abandoned(settings: Settings, database: Database) -> None:

@@ -357,3 +357,42 @@ def test_a_reader_and_a_canceller_never_wait_for_each_other(database: Database, 
             ends = pool.submit(do, database, runs.cancel, lease.run.id)
         assert ends.result()
         assert all(isinstance(one.exception(), LeaseLost | None) for one in reads)
+
+
+def test_a_run_that_no_process_lives_through_fails(database: Database, target_id: int) -> None:
+    add(database)
+    run = run_now(database)
+    lease = claimed(database)
+    for _ in range(runs.MOST_DEATHS):
+        assert do(database, runs.fail_lost) == []
+        assert do(database, runs.rescue, "nobody:1") == 0
+        expire(database, lease)
+        lease = claimed(database)
+    expire(database, lease)
+    assert claim(database) is None
+    assert do(database, runs.fail_lost) == [run.id]
+    found = info(database, run.id)
+    assert (found.state, found.error_code) == (RunState.FAILED, "runner_lost")
+
+
+def test_a_run_that_gets_on_outlives_many_processes(database: Database, target_id: int) -> None:
+    add(database)
+    run_now(database)
+    for number in range(2 * runs.MOST_DEATHS):
+        lease = claimed(database)
+        do(database, runs.note_progress, lease.token, RunProgress(rows_read=number))
+        expire(database, lease)
+    assert do(database, runs.fail_lost) == []
+    assert claim(database) is not None
+
+
+def test_leases_of_a_runner_that_died_are_over_at_once(database: Database) -> None:
+    add(database)
+    run = run_now(database)
+    lease = claimed(database)
+    assert claim(database) is None
+    holder = query(database, "SELECT runner FROM runs WHERE id = :id", id=run.id)[0][0]
+    assert do(database, runs.rescue, holder) == 1
+    again = claimed(database)
+    assert (again.run.id, again.attempt) == (run.id, 2)
+    assert again.token != lease.token
