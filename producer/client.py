@@ -292,7 +292,7 @@ class Client:
             UnknownModel: No such model.
             InvalidRequest: A step is unknown, or cannot be done to this model or after the one before; data is of the
                 wrong kind; or another argument cannot be carried out.
-            DoesNotFit: All workers that compress have less memory than a step needs.
+            DoesNotFit: All workers that compress have less memory than a step needs, or less disk than all write.
             InvalidInput: A row of the data cannot be taken; the message names it.
             JobNotFound: There is no job whose inputs are to be taken.
             RefusedUrl: The callback's URL is none that webhooks are sent to.
@@ -333,7 +333,7 @@ class Client:
         Raises:
             UnknownModel: No such model.
             InvalidRequest: A step is unknown, or cannot be done to this model or after the one before.
-            DoesNotFit: All workers that compress have less memory than a step needs.
+            DoesNotFit: All workers that compress have less memory than a step needs, or less disk than all write.
         """
         return self._compressions().plan(model, recipe, evaluated=evaluated).preflight
 

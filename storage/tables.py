@@ -251,6 +251,7 @@ workers = Table(
     Column("models", ARRAY(BigInteger), nullable=False, server_default=text("'{}'")),  # in memory
     Column("model_bytes", BigInteger, nullable=False, server_default=text("0")),
     Column("memory_limit", BigInteger, nullable=False),
+    Column("disk_free", BigInteger),  # of one that compresses: where steps write
     Column("inputs", BigInteger, nullable=False, server_default=text("0")),  # computed since it started
     Column("tokens", BigInteger, nullable=False, server_default=text("0")),
     _time("started_at", default=True),

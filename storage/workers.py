@@ -33,6 +33,8 @@ class WorkerReport:
     """Computed since it started."""
     tokens: int
     """Of these inputs, without padding."""
+    disk_free: int | None = None
+    """Bytes where the steps of compressions write; None of a worker that serves models."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class SeenWorker:
     tokens: int
     started_at: datetime
     seen_at: datetime
+    disk_free: int | None
 
 
 def report(connection: Connection, said: WorkerReport) -> None:
@@ -74,7 +77,7 @@ _SEEN = text("""
     SELECT name, pool, device, slots, held,
            ARRAY(SELECT concat(m.name, '@', m.version) FROM models AS m WHERE m.id = ANY(workers.models) ORDER BY 1)
                AS models,
-           model_bytes, memory_limit, inputs, tokens, started_at, seen_at
+           model_bytes, memory_limit, inputs, tokens, started_at, seen_at, disk_free
     FROM workers WHERE seen_at > now() - :within ORDER BY pool, name
 """)
 

@@ -1,4 +1,4 @@
-"""Schedules, and runs of them: a source's rows scored into a sink, whenever it is due."""
+"""Schedules, and runs of them: a source's rows scored into a sink, whenever it is due; what disk a worker has."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -71,6 +71,7 @@ def upgrade() -> None:
     op.create_index("runs_open_idx", "runs", ["created_at"], postgresql_where=sa.text(f"state IN ({OPEN})"))
     op.create_index("runs_job_id_idx", "runs", ["job_id"])
     op.create_index("runs_finished_at_idx", "runs", ["finished_at"])
+    op.add_column("workers", sa.Column("disk_free", sa.BigInteger(), nullable=True))
     op.add_column("deliveries", sa.Column("run_id", sa.UUID(), nullable=True))
     op.create_foreign_key(op.f("deliveries_run_id_fkey"), "deliveries", "runs", ["run_id"], ["id"], ondelete="CASCADE")
     op.create_index(
@@ -85,6 +86,7 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.drop_index("deliveries_run_event_key", "deliveries")
     op.drop_column("deliveries", "run_id")
+    op.drop_column("workers", "disk_free")
     op.drop_table("runs")
     op.drop_table("schedules")
     op.create_table(

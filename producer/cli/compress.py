@@ -120,6 +120,7 @@ def check(context: typer.Context, model: ModelArgument, recipe: RecipeArgument, 
                 "needs": [vars(need) for need in preflight.needs],
                 "workers": preflight.workers,
                 "memory_bytes": preflight.memory_bytes,
+                "disk_bytes": preflight.disk_bytes,
             }
         )
     else:
@@ -177,7 +178,8 @@ def _say_room(preflight: "Preflight") -> None:
         warn("no worker compresses now; start one with BATCHMILL_POOL=compression batchmill worker")
     else:
         many = "1 worker compresses" if preflight.workers == 1 else f"{preflight.workers} workers compress"
-        say(f"{many}, with up to {byte_size(preflight.memory_bytes)} of memory")
+        disk = "" if preflight.disk_bytes is None else f" and {byte_size(preflight.disk_bytes)} of free disk"
+        say(f"{many}, with up to {byte_size(preflight.memory_bytes)} of memory{disk}")
 
 
 def _show_report(found: "Report") -> None:

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from contracts.errors import DoesNotFit, InvalidRequest
 from contracts.models import ModelSpec
 from contracts.names import COMPRESSION_POOL
-from contracts.preflight import ModelSize, Needs, most_memory, needs
+from contracts.preflight import ModelSize, Needs, all_disk, most_memory, needs
 from contracts.recipes import Accept, Distill, Step, check_for_task, parse_accept, parse_recipe
 from producer.compression.datasets import UNREAD, Datasets
 from producer.compression.suiting import Known, check_parent, is_onnx, suit
@@ -29,12 +29,14 @@ class Preflight:
     """That compress, heard of within a minute."""
     memory_bytes: int | None
     """Of the one that has the most; None when there is none."""
+    disk_bytes: int | None
+    """Free where the one writes that has the most; None when none says it."""
 
     def check(self) -> None:
         """Nothing when some worker has room, or none is known of: the one that comes looks for itself.
 
         Raises:
-            DoesNotFit: All have less memory than a step needs.
+            DoesNotFit: All have less memory than a step needs, or less disk than all steps write.
         """
         need = most_memory(self.needs)
         if self.memory_bytes is not None and need.memory_bytes > self.memory_bytes:
@@ -42,6 +44,13 @@ class Preflight:
                 f"the recipe does not fit: {need.title} needs about {need.memory_bytes / 1e9:.1f} GB of memory, and no "
                 f"worker of the pool {COMPRESSION_POOL} has more than {self.memory_bytes / 1e9:.1f} GB; give one more, "
                 "or choose a smaller model or, to distill, a smaller batch"
+            )
+        written = all_disk(self.needs)
+        if self.disk_bytes is not None and written > self.disk_bytes:
+            raise DoesNotFit(
+                f"the recipe does not fit: its steps write about {written / 1e9:.1f} GB, and no worker of the pool "
+                f"{COMPRESSION_POOL} has more than {self.disk_bytes / 1e9:.1f} GB free: free some space there, or set "
+                "its BATCHMILL_HOME to where there is more"
             )
 
 
@@ -83,7 +92,7 @@ def make_plan(
     Raises:
         UnknownModel: There is no such model, or none that a student is to be.
         InvalidRequest: A step cannot be done; the message names it.
-        DoesNotFit: All workers that compress have less memory than a step needs.
+        DoesNotFit: All workers that compress have less memory than a step needs, or less disk than all write.
     """
     with database.transaction() as connection:
         parent = models.get(connection, model)
@@ -99,14 +108,13 @@ def make_plan(
     config = read_config(store, parent)
     suited = suit(database, store, steps, Known(parent, config))
     with database.transaction() as connection:
-        limits = [
-            worker.memory_limit
-            for worker in workers.seen(connection, overview.HEARD_OF)
-            if worker.pool == COMPRESSION_POOL
-        ]
+        seen = workers.seen(connection, overview.HEARD_OF)
+    compressors = [worker for worker in seen if worker.pool == COMPRESSION_POOL]
+    memory = max((worker.memory_limit for worker in compressors), default=None)
+    disk = max((worker.disk_free for worker in compressors if worker.disk_free is not None), default=None)
     size = ModelSize.of_model(parent, config)
     needed = needs(suited.steps, size, parent.task, evaluated=evaluated, students=suited.students)
-    preflight = Preflight(needed, len(limits), max(limits) if limits else None)
+    preflight = Preflight(needed, len(compressors), memory, disk)
     preflight.check()
     return Plan(parent, config, suited.steps, data, asked, preflight)
 

@@ -270,6 +270,7 @@ class CompressionProcess:
             memory_limit=room.all_memory(),
             inputs=self._jobs,
             tokens=0,
+            disk_free=room.free_disk(self._settings.home),
         )
 
 

@@ -43,7 +43,7 @@ def check(ahead: Needs, folder: Path, missing: int = 0, elsewhere: int = 0) -> N
             "are free on this host now"
         )
     written = all_disk(ahead) + missing
-    if (disk := shutil.disk_usage(folder).free) < written:
+    if (disk := free_disk(folder)) < written:
         what = "it writes" if len(ahead) < 2 else f"it and what follows ({ahead[-1].title} is the last) write"
         raise DoesNotFit(
             f"{what} about {written / 1e9:.1f} GB, and {disk / 1e9:.1f} GB are free in {folder}: free some "
@@ -55,6 +55,12 @@ def largest_host(connection: Connection) -> int:
     """Bytes of memory of the host that has the most, of those that compress and were heard of lately; 0 without any."""
     seen = workers.seen(connection, overview.HEARD_OF)
     return max((worker.memory_limit for worker in seen if worker.pool == COMPRESSION_POOL), default=0)
+
+
+def free_disk(folder: Path) -> int:
+    """Bytes that may still be written below a folder, which may not exist yet."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(there).free
 
 
 def all_memory(cgroup: Path = _CGROUP) -> int:

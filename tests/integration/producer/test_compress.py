@@ -404,6 +404,22 @@ def small_worker(database: Database) -> Iterator[None]:
         workers.forget(connection, said.name)
 
 
+def test_what_no_disk_holds_is_refused(client: Client, database: Database) -> None:
+    said = WorkerReport("host:2", COMPRESSION_POOL, "cpu", 1, 0, [], 0, 2**40, 0, 0, disk_free=1_000_000)
+    with database.transaction() as connection:
+        workers.report(connection, said)
+    try:
+        before = query(database, "SELECT count(*) FROM jobs")
+        with pytest.raises(
+            DoesNotFit, match=r"its steps write about 0\.\d GB, and no worker of .* has more than 0\.0 GB"
+        ):
+            client.compress("minilm", NF4)
+        assert query(database, "SELECT count(*) FROM jobs") == before
+    finally:
+        with database.transaction() as connection:
+            workers.forget(connection, said.name)
+
+
 @pytest.mark.usefixtures("small_worker")
 def test_what_fits_no_worker_is_refused(client: Client, database: Database) -> None:
     found = client.preflight("minilm", NF4, evaluated=False)
