@@ -142,6 +142,8 @@ def _classifier(client: Client, folder: Path) -> None:
     )
     accuracy = {spec.name: _accuracy(client, spec, judged) for spec in (whole, nf4, smaller)}
     before, after = (_encoder_parameters(client, spec, folder) for spec in (whole, smaller))
+    rates = _rates(client, {spec.name: spec for spec in (whole, smaller)}, [example.text for example in judged])
+    faster = median([one / two for one, two in zip(rates["topics-small"], rates["topics"], strict=True)])
     _show(
         f"compression: a classifier of {len(topics()) - len(judged):,} docstrings by package, {len(judged):,} held out",
         [
@@ -151,6 +153,7 @@ def _classifier(client: Client, folder: Path) -> None:
             Figure(
                 "pruned and distilled: accuracy lost", accuracy["topics"] - accuracy["topics-small"], 0.03, at_most=True
             ),
+            Figure("pruned and distilled: throughput, of the whole", faster, form=".2f"),
         ],
     )
 
@@ -174,6 +177,8 @@ def _language_model(client: Client, _: Path) -> None:
             Figure("perplexity after, scored through the queue", float(again), form=".2f"),
         ],
     )
+    for note in [*report.notes, *(note for result in report.results for note in result.notes)]:
+        print(f"- {note}")
 
 
 def _killed(client: Client, _: Path) -> None:

@@ -1,5 +1,6 @@
 """What a registered model is: the words that its row, its manifest and its loader share."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -16,6 +17,11 @@ class ArtifactFile(BaseModel):
     """Relative to the model's folder, with forward slashes."""
     sha256: str
     size: int
+
+
+def is_graph(files: Iterable[ArtifactFile]) -> bool:
+    """Whether the weights among a model's files are an ONNX graph."""
+    return any(file.path.endswith(".onnx") for file in files)
 
 
 class ModelSpec(BaseModel):

@@ -46,6 +46,11 @@ class Quantization(StrEnum):
         return self in _FOUR_BIT
 
     @property
+    def packed(self) -> bool:
+        """Whether bitsandbytes packs the weights: then nothing trains them, or packs them once more."""
+        return self not in (Quantization.NONE, Quantization.BF16, Quantization.FP16)
+
+    @property
     def compute_dtype(self) -> str:
         """The floating-point type that activations have, as torch spells it."""
         match self:

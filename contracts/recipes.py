@@ -296,7 +296,7 @@ def _bound(message: str) -> str:
 
 
 def _check_order(steps: Sequence[Step], quantization: Quantization, onnx: bool) -> None:
-    packed = quantization not in (Quantization.NONE, Quantization.BF16, Quantization.FP16)
+    packed = quantization.packed
     for number, step in enumerate(steps, 1):
         refusal = _refusal(step, packed, onnx, quantization)
         if refusal:

@@ -122,6 +122,7 @@ class RunInfo(BaseModel):
     """Where its HTML report is, once it is written."""
     error_code: str | None
     error_message: str | None
+    """Of an open run: why it rests; of one that succeeded: why it has no report."""
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None

@@ -278,9 +278,10 @@ class Client:
             recipe: Steps, as the reference of recipes has them: dicts, or the objects of `contracts.recipes`. The
                 `data` of a distillation is whatever `evaluate` may be.
             name: The result becomes the next version of it; the model's own name with `-small` by default.
-            evaluate: What the result is measured on, beside its parent: a `.jsonl`, `.csv`, `.parquet` or `.txt` file;
-                a list of inputs, or of `{"input": …, "label": …}`; or a job whose inputs are taken: its handle, or
-                `job:<id>`. Without it nothing is measured.
+            evaluate: What the result is measured on, beside its parent: a `.jsonl`, `.csv`, `.parquet`, `.arrow` or
+                `.txt` file, `.gz` and the like too, or a pattern, a folder or an fsspec URL of these; a list of inputs,
+                or of `{"input": …, "label": …}`; or a job whose inputs are taken: its handle, or `job:<id>`. Without
+                it nothing is measured.
             accept: What the result must reach: `fidelity`, `size_ratio`, `speedup`. One that misses is kept as
                 rejected, with its report, and only `name@version` names it.
             callback_url: Where webhooks of the job go, `model.created` among them.
@@ -292,7 +293,7 @@ class Client:
             UnknownModel: No such model.
             InvalidRequest: A step is unknown, or cannot be done to this model or after the one before; data is of the
                 wrong kind; or another argument cannot be carried out.
-            DoesNotFit: All workers that compress have less memory than a step needs, or less disk than all write.
+            DoesNotFit: No worker that compresses has the memory that a step needs, and the disk that all write.
             InvalidInput: A row of the data cannot be taken; the message names it.
             JobNotFound: There is no job whose inputs are to be taken.
             RefusedUrl: The callback's URL is none that webhooks are sent to.
@@ -333,7 +334,7 @@ class Client:
         Raises:
             UnknownModel: No such model.
             InvalidRequest: A step is unknown, or cannot be done to this model or after the one before.
-            DoesNotFit: All workers that compress have less memory than a step needs, or less disk than all write.
+            DoesNotFit: No worker that compresses has the memory that a step needs, and the disk that all write.
         """
         return self._compressions().plan(model, recipe, evaluated=evaluated).preflight
 

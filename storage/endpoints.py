@@ -53,7 +53,7 @@ def find(connection: Connection, callback_url: str) -> Endpoint:
         UnknownEndpoint: None is registered for it, or it is disabled.
     """
     callback = callbacks.parse(callback_url)
-    row = _match(connection, callback)
+    row = _match(connection, callback, _COLUMNS)
     if row is None:
         raise UnknownEndpoint(
             f"no webhook endpoint is registered for {callback.base}: run `batchmill webhooks add {callback.base}`"
@@ -73,14 +73,14 @@ def registered(connection: Connection, callback_url: str) -> int | None:
     Raises:
         RefusedUrl: It is no URL that webhooks are sent to.
     """
-    row = _match(connection, callbacks.parse(callback_url))
+    row = _match(connection, callbacks.parse(callback_url), "id")  # workers ask as well, and may read little else
     return None if row is None else int(row.id)
 
 
-def _match(connection: Connection, callback: callbacks.Callback) -> Row[Any] | None:
+def _match(connection: Connection, callback: callbacks.Callback, columns: str) -> Row[Any] | None:
     return connection.execute(
         # The one with the very query comes first.
-        text(f"SELECT {_COLUMNS} FROM webhook_endpoints WHERE url IN (:url, :base) ORDER BY url = :url DESC LIMIT 1"),
+        text(f"SELECT {columns} FROM webhook_endpoints WHERE url IN (:url, :base) ORDER BY url = :url DESC LIMIT 1"),
         {"url": callback.url, "base": callback.base},
     ).first()
 

@@ -7,6 +7,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from contracts.models import ModelSpec
+from contracts.names import Task
+from contracts.preflight import WIDTHS, number
 from storage.artifacts import ArtifactStore
 
 _OLD_POOLINGS = "pooling_mode_"
@@ -35,6 +37,14 @@ def poolings(store: ArtifactStore, model: ModelSpec) -> int | None:
         return len(modes)
     old = [key for key, value in config.items() if key.startswith(_OLD_POOLINGS) and value is True]
     return 1 if isinstance(modes, str) else max(len(old), 1)
+
+
+def dimensions(store: ArtifactStore, model: ModelSpec) -> int | None:
+    """Of the vectors of our own engine for embeddings, where the files say them."""
+    if model.engine != Task.EMBED:
+        return None
+    width, count = number(read_config(store, model), WIDTHS), poolings(store, model)
+    return width * count if width and count else None
 
 
 def vocabulary(store: ArtifactStore, model: ModelSpec) -> Mapping[str, int] | None:

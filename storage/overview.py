@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import Connection, select, text
 
 from contracts.jobs import JobInfo
+from contracts.names import COMPRESSION_POOL
 from contracts.states import JobState
 from storage import claims, jobs, workers
 from storage.jobs import JobFilter
@@ -80,6 +81,11 @@ def look(connection: Connection, *, most_jobs: int, most_shards: int) -> Overvie
         jobs=found,
         models=models,
     )
+
+
+def compressors(connection: Connection) -> list[SeenWorker]:
+    """The workers that compress, as far as they were heard of within a minute."""
+    return [worker for worker in workers.seen(connection, HEARD_OF) if worker.pool == COMPRESSION_POOL]
 
 
 _NOW = text("SELECT now(), (SELECT count(*) FROM models WHERE removed_at IS NULL)")

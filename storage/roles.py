@@ -16,7 +16,11 @@ MIGRATOR, PRODUCER, WORKER, WEBHOOKS, READER = (
     f"batchmill_{name}" for name in ("migrator", "producer", "worker", "webhooks", "reader")
 )
 VERSION_TABLE = "alembic_version"
-_SECRET = {"webhook_endpoints": ("secret", "previous_secret")}
+_SECRET = {
+    "webhook_endpoints": ("secret", "previous_secret"),
+    "schedules": ("spec",),  # of URLs, which may hold passwords
+    "runs": ("spec",),
+}
 _LOCK = 7_216_315_110  # any constant that nothing else locks
 
 
@@ -85,6 +89,7 @@ ROLES = (
             "compressions": "SELECT, UPDATE (progress, verdict, model_id, report, html)",
             "workers": "SELECT, INSERT, UPDATE, DELETE",
             "schedules": "SELECT, UPDATE (next_due_at)",
+            "webhook_endpoints": "SELECT (id, url)",
             "runs": "SELECT, INSERT, UPDATE, DELETE",
         },
         stages=True,

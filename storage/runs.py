@@ -20,6 +20,7 @@ from storage import control, events, jobs
 
 MOST_DEATHS = 5
 """A run that so many processes died of, one after the other, without getting on, fails."""
+_LOST = f"{MOST_DEATHS + 1} processes that carried it out died, one after the other"
 MAX_MESSAGE = 2_000
 """Characters of an error's message that are kept."""
 
@@ -27,7 +28,11 @@ OPEN = "runs.state IN ('queued', 'reading', 'scoring', 'writing')"
 _HELD = "runs.state IN ('reading', 'writing')"
 _ENDED_JOB = f"jobs.state IN ({', '.join(repr(str(state)) for state in sorted(TERMINAL_JOB_STATES))})"
 
-_SELECT = "SELECT runs.*, schedules.name AS schedule FROM runs LEFT JOIN schedules ON schedules.id = runs.schedule_id "
+_SELECT = """
+    SELECT runs.*, schedules.name AS schedule, now() - runs.stuck_since AS stuck_for,
+           runs.lease_expires_at < now() AS over
+    FROM runs LEFT JOIN schedules ON schedules.id = runs.schedule_id
+"""
 _OPEN_RUN = text("""
     INSERT INTO runs (state, spec, token, runner, lease_expires_at, attempt, started_at)
     VALUES ('reading', :spec, :token, :runner, clock_timestamp() + :lease, 1, now()) RETURNING id
@@ -45,12 +50,13 @@ _READY = f"""
         ELSE runs.lease_expires_at IS NULL OR runs.lease_expires_at < now() AND runs.deaths < :most_deaths
     END
 """
+# Who takes what he let expire himself did not die: he was cut off from Postgres.
 _TAKE = """
     UPDATE runs SET
         state = CASE runs.state WHEN 'queued' THEN 'reading' WHEN 'scoring' THEN 'writing' ELSE runs.state END,
         token = :token, runner = :runner, lease_expires_at = clock_timestamp() + :lease, not_before = NULL,
-        attempt = runs.attempt + 1, started_at = coalesce(runs.started_at, now()),
-        deaths = CASE WHEN runs.lease_expires_at IS NULL THEN runs.deaths ELSE runs.deaths + 1 END
+        attempt = runs.attempt + 1, started_at = coalesce(runs.started_at, now()), error_message = NULL,
+        deaths = runs.deaths + (runs.lease_expires_at IS NOT NULL AND runs.runner IS DISTINCT FROM :runner)::int
     FROM ready WHERE runs.id = ready.id RETURNING runs.id
 """
 _CLAIM = text(f"""
@@ -66,7 +72,10 @@ _CLAIM_ONE = text(f"""
         WHERE runs.id = :id AND {_READY} FOR NO KEY UPDATE OF runs
     ) {_TAKE}
 """)
-_RESCUE = text(f"UPDATE runs SET lease_expires_at = now() WHERE runner = :runner AND token IS NOT NULL AND {_HELD}")
+_RESCUE = text(f"""
+    UPDATE runs SET lease_expires_at = now()
+    WHERE starts_with(runner, :process || ':') AND token IS NOT NULL AND {_HELD}
+""")
 _FAIL_LOST = text(f"""
     UPDATE runs SET state = 'failed', token = NULL, lease_expires_at = NULL, finished_at = now(), written = NULL,
                     error_code = 'runner_lost', error_message = :message
@@ -89,10 +98,19 @@ class RunLease:
     """How often it was taken, by anyone; 1 for the first time."""
     written: dict[str, Any] | None = None
     """How far the sink is, as `note_written` left it."""
+    stuck_for: timedelta = timedelta(0)
+    """Since it first rested for want of a server, if it did not get on meanwhile."""
 
 
 def open_run(connection: Connection, spec: RunSpec, *, runner: str, lease: timedelta) -> RunLease:
-    """A new run of the caller's own, in state reading and held."""
+    """A new run of the caller's own, in state reading and held.
+
+    Args:
+        connection: In a transaction.
+        spec: What it is to do.
+        runner: Who holds it: `host:pid:`, and what no other process has had.
+        lease: For how long, unless he renews.
+    """
     token = uuid4()
     run_id = connection.execute(
         _OPEN_RUN, {"spec": spec.model_dump(mode="json"), "token": token, "runner": runner, "lease": lease}
@@ -126,11 +144,14 @@ def claim_one(connection: Connection, run_id: UUID, *, runner: str, lease: timed
     values = {"id": run_id, "token": token, "runner": runner, "lease": lease, "most_deaths": MOST_DEATHS}
     if connection.execute(_CLAIM_ONE, values).first() is not None:
         return _lease(connection, run_id, token)
-    run = get(connection, run_id)
+    row = _row(connection, run_id)
+    run = info(row)
     if run.state.terminal:
         raise WrongState(f"run {run_id} is {run.state}: there is nothing left of it to do")
     if run.state is RunState.SCORING:
         raise WrongState(f"run {run_id} waits for its job {run.job_id}")
+    if row.deaths >= MOST_DEATHS and row.over:
+        raise WrongState(f"run {run_id} cannot be gone on with: {_LOST}; begin a new one")
     raise WrongState(f"run {run_id} is {run.state}, carried out by another process: wait until its lease is over")
 
 
@@ -140,23 +161,26 @@ def renew(connection: Connection, token: UUID, lease: timedelta) -> bool:
     return connection.execute(statement, {"token": token, "lease": lease}).rowcount > 0
 
 
-def release(connection: Connection, token: UUID, rest: timedelta | None = None) -> None:
+def release(connection: Connection, token: UUID, rest: timedelta | None = None, reason: str | None = None) -> None:
     """Give a run back as it stands.
 
     Args:
         connection: In a transaction.
         token: Of the lease.
         rest: Not claimable for so long, with the attempt counted; otherwise at once, and as if never taken.
+        reason: Why it does not go on; the run says so until it is taken again.
 
     Raises:
         LeaseLost: The token is not valid any more; nothing was changed.
     """
     _fenced(
         connection,
-        "token = NULL, lease_expires_at = NULL, not_before = now() + CAST(:rest AS interval),"
-        " attempt = CASE WHEN CAST(:rest AS interval) IS NULL THEN attempt - 1 ELSE attempt END",
+        "token = NULL, lease_expires_at = NULL, not_before = now() + CAST(:rest AS interval), error_message = :reason,"
+        " attempt = CASE WHEN CAST(:rest AS interval) IS NULL THEN attempt - 1 ELSE attempt END,"
+        " stuck_since = coalesce(stuck_since, CASE WHEN CAST(:rest AS interval) IS NOT NULL THEN now() END)",
         token,
         rest=rest,
+        reason=reason and _storable(reason),
     )
 
 
@@ -170,12 +194,14 @@ def bind_job(connection: Connection, token: UUID, job_id: UUID) -> None:
 
 
 def note_progress(connection: Connection, token: UUID, progress: RunProgress) -> None:
-    """Note how far reading or writing is.
+    """Note how far reading or writing is; in reading, with a chunk that was stored.
 
     Raises:
         LeaseLost: The token is not valid any more; nothing was changed.
     """
-    _fenced(connection, "progress = :progress, deaths = 0", token, progress=progress.model_dump(mode="json"))
+    # A file that is written goes from its start again after a cut: only what is read stays.
+    change = "progress = :progress, " + _gets_on("state = 'reading'")
+    _fenced(connection, change, token, progress=progress.model_dump(mode="json"))
 
 
 def note_written(connection: Connection, token: UUID, written: dict[str, Any], progress: RunProgress) -> None:
@@ -186,7 +212,8 @@ def note_written(connection: Connection, token: UUID, written: dict[str, Any], p
     """
     _fenced(
         connection,
-        "written = :written, progress = :progress, deaths = 0",
+        "written = :written, progress = :progress, "
+        + _gets_on("written IS DISTINCT FROM :written AND :written <> '{}'"),
         token,
         RunState.WRITING,
         written=written,
@@ -200,13 +227,27 @@ def scoring(connection: Connection, token: UUID) -> None:
     Raises:
         LeaseLost: The token is not valid any more; nothing was changed.
     """
-    _fenced(connection, "state = 'scoring', token = NULL, lease_expires_at = NULL", token, RunState.READING)
+    change = f"state = 'scoring', token = NULL, lease_expires_at = NULL, {_gets_on('true')}"
+    _fenced(connection, change, token, RunState.READING)
 
 
 def succeed(
-    connection: Connection, token: UUID, changes: Changes | None, drift: Drift | None, report: str | None
+    connection: Connection,
+    token: UUID,
+    changes: Changes | None,
+    drift: Drift | None,
+    report: str | None,
+    problem: str | None = None,
 ) -> None:
     """Writing -> succeeded; the callback hears `run.completed`, and `schedule.drift` where results moved too far.
+
+    Args:
+        connection: In a transaction.
+        token: Of the lease.
+        changes: Since the run before.
+        drift: Of its results.
+        report: Where it is.
+        problem: Why there is none, where one was asked for.
 
     Raises:
         LeaseLost: The token is not valid any more; nothing was changed.
@@ -214,12 +255,13 @@ def succeed(
     run_id = _fenced(
         connection,
         "state = 'succeeded', token = NULL, lease_expires_at = NULL, finished_at = now(), written = NULL,"
-        " changes = :changes, drift = :drift, report = :report",
+        " changes = :changes, drift = :drift, report = :report, error_message = :problem",
         token,
         RunState.WRITING,
         changes=changes and changes.model_dump(mode="json"),
         drift=drift and drift.model_dump(mode="json"),
         report=report,
+        problem=problem and _storable(problem),
     )
     run = get(connection, run_id)
     events.announce_run(connection, run, Event.RUN_COMPLETED)
@@ -244,16 +286,15 @@ def fail(connection: Connection, token: UUID, code: str, message: str) -> None:
     events.announce_run(connection, get(connection, run_id), Event.RUN_FAILED)
 
 
-def rescue(connection: Connection, runner: str) -> int:
-    """Let the leases be over that a runner holds which is known to have died; how many these are."""
-    return connection.execute(_RESCUE, {"runner": runner}).rowcount
+def rescue(connection: Connection, process: str) -> int:
+    """Let the leases be over of a process `host:pid` that is known to have died; how many these are."""
+    return connection.execute(_RESCUE, {"process": process}).rowcount
 
 
 def fail_lost(connection: Connection) -> list[UUID]:
     """Reading, writing -> failed, of runs that cost one process after the other its life; which these are."""
-    message = f"{MOST_DEATHS + 1} processes that carried it out died, one after the other; their logs may say of what"
-    values = {"message": message, "most_deaths": MOST_DEATHS}
-    failed = list(connection.execute(_FAIL_LOST, values).scalars())
+    message = f"{_LOST}; their logs may say of what"
+    failed = list(connection.execute(_FAIL_LOST, {"message": message, "most_deaths": MOST_DEATHS}).scalars())
     for run_id in failed:
         events.announce_run(connection, get(connection, run_id), Event.RUN_FAILED)
     return failed
@@ -334,7 +375,16 @@ def _row(connection: Connection, run_id: UUID) -> Row[Any]:
 
 def _lease(connection: Connection, run_id: UUID, token: UUID) -> RunLease:
     row = _row(connection, run_id)
-    return RunLease(run=info(row), token=token, attempt=row.attempt, written=row.written)
+    stuck_for = row.stuck_for or timedelta(0)
+    return RunLease(run=info(row), token=token, attempt=row.attempt, written=row.written, stuck_for=stuck_for)
+
+
+def _gets_on(condition: str) -> str:
+    """What a change forgets of deaths and of servers that did not answer, where it is a step ahead."""
+    return (
+        f"deaths = CASE WHEN {condition} THEN 0 ELSE deaths END,"
+        f" stuck_since = CASE WHEN {condition} THEN NULL ELSE stuck_since END"
+    )
 
 
 _JSON = ("progress", "written", "changes", "drift")

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Row, bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 
 from contracts import cron as crons
-from contracts.errors import InvalidRequest, UnknownModel, UnknownSchedule, WrongState
+from contracts.errors import DatabaseUnavailable, InvalidRequest, UnknownModel, UnknownSchedule, WrongState
 from contracts.runs import CatchUp, Overlap, RunInfo, RunSpec, ScheduleInfo
 from contracts.states import RunState
 from storage import models, runs
@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 GRACE = timedelta(minutes=5)
 """With `catch_up="none"`, how long after its time a run may still begin: ticks come now and then, and never at once."""
+LOCK_SECONDS = 5.0
+"""What one schedule may wait for a row that another has locked, as a seal may that of a job it is to cancel."""
 MOST = 1_000
 """Runs that one tick makes of one schedule, those that are skipped among them; older ones leave no row."""
 OVERLAP, MISSED = "overlap", "missed"
@@ -38,7 +40,7 @@ _INSERT = text("""
 """).bindparams(bindparam("spec", type_=JSONB))
 # A clock that was ahead left runs that are due in the future; what comes before them is due all the same.
 _DUE = text("""
-    SELECT id FROM schedules
+    SELECT id, name FROM schedules
     WHERE next_due_at <= :now
        OR next_due_at > :now AND EXISTS (SELECT FROM runs WHERE schedule_id = schedules.id AND due_at > :now)
     ORDER BY next_due_at, id
@@ -166,6 +168,8 @@ def make_due(database: Database, now: datetime | None = None) -> list[UUID]:
     Any number of callers make each run once: a schedule that another deals with at this moment is left to him, and a
     run is unique by its schedule and its time.
 
+    One that cannot be dealt with now is logged, stays due, and holds up no other.
+
     Args:
         database: Where the schedules are.
         now: Which runs are due; the database's time when not given.
@@ -175,13 +179,22 @@ def make_due(database: Database, now: datetime | None = None) -> list[UUID]:
     """
     with database.transaction() as connection:
         moment: datetime = now or connection.execute(_NOW).scalar_one()
-        due = connection.execute(_DUE, {"now": moment}).scalars().all()
+        due = connection.execute(_DUE, {"now": moment}).all()
     made: list[UUID] = []
-    for schedule_id in due:
-        with database.transaction() as connection:
-            row = connection.execute(_LOCK, {"id": schedule_id}).first()
-            if row is not None:
-                made += _make_due(connection, row, moment)
+    for schedule in due:
+        try:
+            with database.transaction() as connection:
+                connection.execute(text(f"SET LOCAL lock_timeout = {LOCK_SECONDS * 1000:.0f}"))
+                row = connection.execute(_LOCK, {"id": schedule.id}).first()
+                fresh = [] if row is None else _make_due(connection, row, moment)
+        except DatabaseUnavailable as error:
+            log.warning("schedule %s: %s", schedule.name, error)
+            with database.transaction() as connection:  # where all of Postgres is away, this ends the round
+                connection.execute(_NOW)
+        except Exception:
+            log.exception("schedule %s: no run was made of it, for a reason that nobody thought of", schedule.name)
+        else:
+            made += fresh
     return made
 
 

@@ -338,6 +338,7 @@ runs = Table(
     _time("not_before"),
     Column("attempt", Integer, nullable=False, server_default=text("0")),
     Column("deaths", SmallInteger, nullable=False, server_default=text("0")),  # of its holders, since it got on
+    _time("stuck_since"),  # when it first rested for want of a server, since it got on
     Column("job_id", UUID, ForeignKey("jobs.id", ondelete="SET NULL")),
     Column("progress", JSONB, nullable=False, server_default=text("'{}'")),
     Column("written", JSONB),  # how far the sink is, as the sink itself puts it

@@ -1,4 +1,4 @@
-"""What workers say of themselves now and then, for people to look at; nothing is decided by it."""
+"""What workers say of themselves now and then: for people to look at, and to tell where a compression has room."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,6 +55,10 @@ class SeenWorker:
     started_at: datetime
     seen_at: datetime
     disk_free: int | None
+
+    def has_room(self, memory_bytes: int, disk_bytes: int) -> bool:
+        """Whether its host has so much memory, and so much free disk where that is known."""
+        return self.memory_limit >= memory_bytes and (self.disk_free is None or self.disk_free >= disk_bytes)
 
 
 def report(connection: Connection, said: WorkerReport) -> None:

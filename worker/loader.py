@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from contracts.errors import BatchmillError, ModelLoadFailed, describe
-from contracts.models import ModelSpec
-from contracts.names import Quantization
+from contracts.models import ModelSpec, is_graph
 from contracts.params import parse_params
 from contracts.settings import Settings
 from storage import budgets
@@ -25,9 +24,6 @@ from worker.hardware import Hardware
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-
-PLAIN = frozenset({Quantization.NONE, Quantization.BF16, Quantization.FP16})
-"""What is computed wherever its weights come from; what bitsandbytes packs is computed where it is."""
 
 
 class ModelLoader:
@@ -70,12 +66,10 @@ class ModelLoader:
         """
         from worker.engines.transformer import TransformerEngine  # seconds to import, as all engines of torch
 
-        if not issubclass(engine_class(model.engine), TransformerEngine) or any(
-            file.path.endswith(".onnx") for file in model.files
-        ):
+        if not issubclass(engine_class(model.engine), TransformerEngine) or is_graph(model.files):
             return False
         gpus = sum(size for device, size in self._memory.items() if device != "cpu")
-        return model.memory_bytes <= gpus or model.quantization in PLAIN
+        return model.memory_bytes <= gpus or not model.quantization.packed
 
     def lower_ceiling(self, model: ModelSpec, tokens: int) -> None:
         """Remember for every worker on such a device that passes of more tokens run out of memory.

@@ -41,6 +41,8 @@ def tick(
             step()
         except BatchmillError as error:
             log.warning("tick: %s", error)
+        except Exception:  # a defect of one step: the others are due all the same
+            log.exception("tick: a step failed, for a reason that nobody thought of")
 
 
 def top_up(settings: Settings, database: Database, tickets: Tickets) -> None:

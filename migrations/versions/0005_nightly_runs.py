@@ -48,6 +48,7 @@ def upgrade() -> None:
         sa.Column("not_before", sa.DateTime(timezone=True), nullable=True),
         sa.Column("attempt", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column("deaths", sa.SmallInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("stuck_since", sa.DateTime(timezone=True), nullable=True),
         sa.Column("job_id", sa.UUID(), nullable=True),
         sa.Column("progress", postgresql.JSONB(), server_default=sa.text("'{}'"), nullable=False),
         sa.Column("written", postgresql.JSONB(), nullable=True),

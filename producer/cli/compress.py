@@ -63,7 +63,8 @@ def run(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="What it is measured on: a .jsonl, .csv, .parquet or .txt file, or job:ID for its inputs.",
+            help="What it is measured on: a .jsonl, .csv, .parquet, .arrow or .txt file (.gz too; a pattern, a folder, "
+            "a URL), or job:ID for its inputs.",
         ),
     ] = None,
     accept: Annotated[
@@ -113,7 +114,7 @@ def check(context: typer.Context, model: ModelArgument, recipe: RecipeArgument, 
 
     found = read_recipe(recipe)
     with session_of(context).open_client() as client:
-        preflight = client.preflight(model, found.steps)
+        preflight = client.preflight(model, found.steps, evaluated=found.options.get("evaluate") is not None)
     if json:
         emit_json(
             {

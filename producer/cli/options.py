@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeAlias
 import orjson
 import typer
 
-from contracts.names import Quantization
+from contracts.names import Quantization, Task
 from contracts.states import Priority
 from producer.cli.completion import callback_urls, model_references
 
@@ -79,6 +79,15 @@ InputColumn: TypeAlias = Annotated[
 SkipBad: TypeAlias = Annotated[
     bool,
     typer.Option("--skip-bad", help="Leave out lines that cannot be taken, and say which.", rich_help_panel=INPUT),
+]
+TaskName: TypeAlias = Annotated[
+    Task | None, typer.Option("--task", help="What the model has to compute.", rich_help_panel=JOB)
+]
+Metadata: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--metadata", metavar="KEY=VALUE", help="Sent with its webhooks; may be repeated.", rich_help_panel=JOB
+    ),
 ]
 QuantizationName: TypeAlias = Annotated[
     Quantization, typer.Option(help="How workers hold the weights; it buys memory, not speed.")

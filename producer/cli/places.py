@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 import typer
 
 from contracts.urls import shown
-from producer.cli.options import INPUT
+from producer.cli.options import INPUT, parse_object
 
 if TYPE_CHECKING:
     from contracts.sinks import Sink
@@ -18,12 +18,18 @@ SOURCE, SINK = INPUT, "Output"
 SourceUrl: TypeAlias = Annotated[
     str | None,
     typer.Argument(
-        metavar="[SOURCE]", help="A file, a pattern or a folder, a URL of such; with --query a database's URL."
+        metavar="[SOURCE]",
+        help="A file, a pattern, a folder, or a URL; with --query a database's URL; or a JSON object.",
     ),
 ]
 SinkUrl: TypeAlias = Annotated[
     str | None,
-    typer.Option("--output", "-o", metavar="FILE|FOLDER/|URL", help="Where results go; with --table a database's URL."),
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FILE|FOLDER/|URL",
+        help="Where results go; with --table a database's; or a JSON object.",
+    ),
 ]
 Query: TypeAlias = Annotated[
     str | None, typer.Option(metavar="SQL", help="Rows of a query; with an ORDER BY.", rich_help_panel=SOURCE)
@@ -43,6 +49,7 @@ Report: TypeAlias = Annotated[
     str | None, typer.Option(metavar="FILE|URL", help="Where an HTML report goes.", rich_help_panel=SINK)
 ]
 
+_WHOLE = "a JSON object says everything of"
 _DATABASE = re.compile(r"env:|(postgres|postgresql|mysql|mariadb|sqlite|mssql|oracle)(\+\w+)?://")
 
 
@@ -55,7 +62,11 @@ def source_of(
     *,
     openai: bool = False,
 ) -> dict[str, Any]:
-    """What `contracts.sources.parse_source` takes."""
+    """What `contracts.sources.parse_source` takes; a JSON object is that as it stands."""
+    if url.lstrip().startswith("{"):
+        if openai or any(option is not None for option in (query, id_column, input_column, template)):
+            raise typer.BadParameter(f"{_WHOLE} the source", param_hint="SOURCE")
+        return parse_object(url, "SOURCE")
     given = {"id": id_column, "input": input_column, "template": template}
     columns = {name: value for name, value in given.items() if value is not None}
     if openai:
@@ -70,7 +81,11 @@ def source_of(
 
 
 def sink_of(url: str, table: str | None, *, openai: bool = False) -> dict[str, Any]:
-    """What `contracts.sinks.parse_sink` takes."""
+    """What `contracts.sinks.parse_sink` takes; a JSON object is that as it stands."""
+    if url.lstrip().startswith("{"):
+        if table is not None:
+            raise typer.BadParameter(f"{_WHOLE} the sink", param_hint="--table")
+        return parse_object(url, "SINK")
     if table is not None:
         return {"kind": "sql", "url": url, "table": table}
     if _DATABASE.match(url):
@@ -112,6 +127,15 @@ def shown_source(source: "Source") -> str:
 def shown_sink(sink: "Sink") -> str:
     """A sink in one line, for a person."""
     return _shown(sink.model_dump(mode="json", exclude_defaults=True))
+
+
+def masked(value: Any) -> Any:
+    """JSON values without the passwords of URLs."""
+    if isinstance(value, dict):
+        return {key: masked(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [masked(one) for one in value]
+    return shown(value) if isinstance(value, str) else value
 
 
 def _shown(fields: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ import typer
 from contracts.errors import UnavailableError
 from contracts.names import Quantization
 from contracts.states import Priority
+from contracts.urls import shown
 from producer.cli import options, places
 from producer.cli.output import BadLines, emit_json, err, say, show_pairs, warn
 from producer.cli.session import Session, session_of
@@ -37,10 +38,12 @@ def run(
     quantization: Annotated[
         Quantization | None, typer.Option(help="How workers hold its weights; goes with --source.")
     ] = None,
+    task: options.TaskName = None,
     params: options.ParamsJson = None,
     param: options.ParamList = None,
     priority: options.PriorityClass = Priority.NORMAL,
     expires_in: options.ExpiresIn = None,
+    metadata: options.Metadata = None,
     callback_url: options.CallbackUrl = None,
     progress_at: options.ProgressAt = None,
     query: places.Query = None,
@@ -56,8 +59,7 @@ def run(
     """Score the rows of a source into a sink: read, compute, write. Ctrl-C leaves a run that --resume goes on with."""
     session = session_of(context)
     if resume is not None:
-        if source or model or output:
-            raise typer.BadParameter("the run knows its source, model and output", param_hint="--resume")
+        _refuse_more(context)
         with session.open_client() as client:
             with _Telling(session) as telling:
                 done = client.resume(resume, progress=telling.watcher)
@@ -89,7 +91,9 @@ def run(
                 model,
                 results,
                 params=parsed,
+                task=task,
                 priority=priority,
+                metadata=options.parse_pairs(metadata, "--metadata"),
                 on_bad="skip" if skip_bad else "stop",
                 report=report,
                 callback_url=callback_url,
@@ -98,6 +102,16 @@ def run(
                 progress=telling.watcher,
             )
         _show(client, done, json=json)
+
+
+def _refuse_more(context: typer.Context) -> None:
+    """See that nothing is given that a run which was begun has as it has."""
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        source = context.get_parameter_source(name)
+        if name not in ("resume", "json") and source is not None and source.name == "COMMANDLINE":
+            said = parameter.opts[0] if parameter.param_type_name == "option" else name.upper()
+            raise typer.BadParameter(f"the run knows what it is to do: leave out {said}", param_hint="--resume")
 
 
 class _Telling:
@@ -129,14 +143,16 @@ def _show(client: "Client", run: "RunInfo", *, json: bool) -> None:
     """What the run came to."""
     facts: list[tuple[str, str]] = [("results", places.shown_sink(run.spec.sink))]
     if run.report is not None:
-        facts.append(("report", run.report))
-    document: dict[str, Any] = {"run": run.model_dump(mode="json")}
+        facts.append(("report", shown(run.report)))
+    document: dict[str, Any] = {"run": places.masked(run.model_dump(mode="json"))}
     if run.job_id is not None:
         job = client.job(run.job_id)
         facts = [*job_summary(job.info), *facts]
         document = {**job_document(job.info), **document}
         if job.counts.failed:
             warn(f"{job.counts.failed:,} inputs failed: the results say why")
+    if run.error_message is not None:
+        warn(shown(run.error_message))
     show_pairs(facts)
     if json:
         emit_json(document)

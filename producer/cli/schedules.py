@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 import typer
 from rich.text import Text
 
-from contracts.names import Task
 from contracts.states import Priority, RunState
 from contracts.urls import shown
 from producer.cli import options, places
@@ -41,7 +40,7 @@ def add(
         str,
         typer.Option(
             metavar="FILE-OR-URL",
-            help="A file, a pattern, a folder; with --query a database's URL, or env:NAME for one in a variable.",
+            help="A file, a pattern, a folder; with --query a database's URL, or env:NAME; or a JSON object.",
             rich_help_panel=places.SOURCE,
         ),
     ],
@@ -50,7 +49,8 @@ def add(
         str,
         typer.Option(
             metavar="FILE|FOLDER/|URL",
-            help="A file, or a folder; with --table a database's URL, or env:NAME. {date} is the day it is due.",
+            help="A file, or a folder; with --table a database's URL, or env:NAME; or a JSON object. "
+            "{date} is the day it is due.",
             rich_help_panel=places.SINK,
         ),
     ],
@@ -80,16 +80,11 @@ def add(
     template: places.Template = None,
     skip_bad: options.SkipBad = False,
     table: places.Table = None,
-    task: Annotated[
-        Task | None, typer.Option(help="What the model has to compute.", rich_help_panel=options.JOB)
-    ] = None,
+    task: options.TaskName = None,
     params: options.ParamsJson = None,
     param: options.ParamList = None,
     priority: options.PriorityClass = Priority.BULK,
-    metadata: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="Sent with its webhooks; may be repeated.", rich_help_panel=options.JOB),
-    ] = None,
+    metadata: options.Metadata = None,
     callback_url: Annotated[
         str | None,
         typer.Option(
@@ -150,7 +145,7 @@ def list_schedules(context: typer.Context, json: options.Json = False) -> None:
     elif found:
         emit_table(_SCHEDULES, [_schedule_row(one) for one in found], drop=("ZONE", "MODEL"))
     else:
-        say("no schedules yet: batchmill schedules add NAME --cron … --source … --model … --sink …")
+        say("no schedules yet: batchmill schedules add NAME CRON --source … --model … --sink …")
 
 
 @app.command()
@@ -201,7 +196,7 @@ def history(
     with session_of(context).open_client() as client:
         found = client.schedules.history(name, limit)
     if json:
-        emit_json([_masked(one.model_dump(mode="json")) for one in found])
+        emit_json([places.masked(one.model_dump(mode="json")) for one in found])
     elif found:
         emit_table(RUNS, [run_row(one) for one in found], right=RUNS[2:9], drop=DROP)
         if len(found) == limit:
@@ -232,7 +227,7 @@ def run_now(context: typer.Context, name: Name, json: options.Json = False) -> N
     with session_of(context).open_client() as client:
         made = client.schedules.run_now(name)
     if json:
-        emit_json(_masked(made.model_dump(mode="json")))
+        emit_json(places.masked(made.model_dump(mode="json")))
     else:
         emit(str(made.id))
     if made.state is RunState.SKIPPED:
@@ -250,16 +245,7 @@ def remove(context: typer.Context, name: Name) -> None:
 
 
 def _document(found: "ScheduleInfo") -> Any:
-    return _masked(found.model_dump(mode="json"))
-
-
-def _masked(value: Any) -> Any:
-    """JSON values without the passwords of URLs."""
-    if isinstance(value, dict):
-        return {key: _masked(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_masked(one) for one in value]
-    return shown(value) if isinstance(value, str) else value
+    return places.masked(found.model_dump(mode="json"))
 
 
 def _schedule_row(found: "ScheduleInfo") -> tuple[str | Text, ...]:

@@ -1,22 +1,23 @@
 """What a compression is to be, checked as far as it can be before any work: recipe, model, room."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel
 
 from contracts.errors import DoesNotFit, InvalidRequest
-from contracts.models import ModelSpec
+from contracts.models import ModelSpec, is_graph
 from contracts.names import COMPRESSION_POOL
 from contracts.preflight import ModelSize, Needs, all_disk, most_memory, needs
 from contracts.recipes import Accept, Distill, Step, check_for_task, parse_accept, parse_recipe
 from producer.compression.datasets import UNREAD, Datasets
-from producer.compression.suiting import Known, check_parent, is_onnx, suit
-from storage import models, overview, workers
+from producer.compression.suiting import Known, check_parent, suit
+from storage import models, overview
 from storage.artifacts import ArtifactStore
 from storage.database import Database
 from storage.modelfiles import read_config
+from storage.workers import SeenWorker
 
 
 @dataclass(frozen=True)
@@ -25,18 +26,30 @@ class Preflight:
 
     needs: Needs
     """Of each step, and of the evaluation."""
-    workers: int
-    """That compress, heard of within a minute."""
-    memory_bytes: int | None
-    """Of the one that has the most; None when there is none."""
-    disk_bytes: int | None
-    """Free where the one writes that has the most; None when none says it."""
+    hosts: Sequence[SeenWorker]
+    """Workers that compress, heard of within a minute."""
+
+    @property
+    def workers(self) -> int:
+        """How many these are."""
+        return len(self.hosts)
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """Of the one that has the most; None when there is none."""
+        return max((host.memory_limit for host in self.hosts), default=None)
+
+    @property
+    def disk_bytes(self) -> int | None:
+        """Free where the one writes that has the most; None when none says it."""
+        return max((host.disk_free for host in self.hosts if host.disk_free is not None), default=None)
 
     def check(self) -> None:
         """Nothing when some worker has room, or none is known of: the one that comes looks for itself.
 
         Raises:
-            DoesNotFit: All have less memory than a step needs, or less disk than all steps write.
+            DoesNotFit: All have less memory than a step needs, or less disk than all steps write; or none that has
+                the memory for a step has the disk for it and what follows.
         """
         need = most_memory(self.needs)
         if self.memory_bytes is not None and need.memory_bytes > self.memory_bytes:
@@ -52,6 +65,14 @@ class Preflight:
                 f"{COMPRESSION_POOL} has more than {self.disk_bytes / 1e9:.1f} GB free: free some space there, or set "
                 "its BATCHMILL_HOME to where there is more"
             )
+        for place, one in enumerate(self.needs):
+            written = all_disk(self.needs[place:])
+            if self.hosts and not any(host.has_room(one.memory_bytes, written) for host in self.hosts):
+                raise DoesNotFit(
+                    f"the recipe does not fit: {one.title} needs about {one.memory_bytes / 1e9:.1f} GB of memory, it "
+                    f"and what follows write about {written / 1e9:.1f} GB, and no worker of the pool "
+                    f"{COMPRESSION_POOL} has both: free some space where there is the memory"
+                )
 
 
 @dataclass(frozen=True)
@@ -92,13 +113,13 @@ def make_plan(
     Raises:
         UnknownModel: There is no such model, or none that a student is to be.
         InvalidRequest: A step cannot be done; the message names it.
-        DoesNotFit: All workers that compress have less memory than a step needs, or less disk than all write.
+        DoesNotFit: No worker that compresses has the memory that a step needs, and the disk that all write.
     """
     with database.transaction() as connection:
         parent = models.get(connection, model)
     check_parent(parent)
     given, data = _without_data(recipe)
-    steps = parse_recipe(given, parent.quantization, onnx=is_onnx(parent))
+    steps = parse_recipe(given, parent.quantization, onnx=is_graph(parent.files))
     check_for_task(steps, parent.task)
     asked = parse_accept(accept)
     if asked != Accept() and not evaluated:
@@ -108,13 +129,10 @@ def make_plan(
     config = read_config(store, parent)
     suited = suit(database, store, steps, Known(parent, config))
     with database.transaction() as connection:
-        seen = workers.seen(connection, overview.HEARD_OF)
-    compressors = [worker for worker in seen if worker.pool == COMPRESSION_POOL]
-    memory = max((worker.memory_limit for worker in compressors), default=None)
-    disk = max((worker.disk_free for worker in compressors if worker.disk_free is not None), default=None)
+        hosts = overview.compressors(connection)
     size = ModelSize.of_model(parent, config)
     needed = needs(suited.steps, size, parent.task, evaluated=evaluated, students=suited.students)
-    preflight = Preflight(needed, len(compressors), memory, disk)
+    preflight = Preflight(needed, hosts)
     preflight.check()
     return Plan(parent, config, suited.steps, data, asked, preflight)
 

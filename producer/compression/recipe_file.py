@@ -11,6 +11,8 @@ from contracts.errors import InvalidInput, InvalidRequest
 from contracts.events import SCHEME
 from producer.compression.rows import JOB
 
+_URL_MARKS = "://", "::"
+"""What fsspec's URLs have, and paths of files have not."""
 _OPTIONS = ("name", "evaluate", "accept", "callback_url", "metadata", "expires_in")
 
 
@@ -55,6 +57,6 @@ def _beside(path: Path, step: Any) -> Any:
 
 
 def _data(path: Path, data: Any) -> Any:
-    if not isinstance(data, str) or data.startswith((JOB, SCHEME)):
+    if not isinstance(data, str) or data.startswith((JOB, SCHEME)) or any(mark in data for mark in _URL_MARKS):
         return data
     return path.parent / data

@@ -1,4 +1,4 @@
-"""Rows of whatever a caller has: a file, a list, the inputs of a job of the past."""
+"""Rows of whatever a caller has: files, a list, the inputs of a job of the past."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import repeat
@@ -25,8 +25,8 @@ PAGE = 10_000
 JOB = "job:"
 """What a text begins with that names a job by its id, and no file."""
 _WANTED = (
-    "give a .jsonl, .csv, .parquet or .txt file, a list of inputs or of {'input': …, 'label': …}, or a job "
-    "(its handle, or 'job:<id>')"
+    "give a .jsonl, .csv, .parquet, .arrow or .txt file (.gz and the like too; a pattern, a folder, an fsspec URL), a "
+    "list of inputs or of {'input': …, 'label': …}, or a job (its handle, or 'job:<id>')"
 )
 
 
@@ -41,12 +41,12 @@ class Row(NamedTuple):
 
 
 def rows_of(database: Database, data: Any, max_bytes: int) -> Iterator[Row]:
-    """The rows of a file, a list, or a job.
+    """The rows of files, a list, or a job.
 
     Args:
         database: Where jobs are.
-        data: A path; `job:<id>`, a job's handle, info or id; or an iterable of inputs, of which those that are objects
-            with a key `input` may have a `label` beside it.
+        data: A path, a pattern, a folder, or one of these as an fsspec URL; `job:<id>`, a job's handle, info or id; or
+            an iterable of inputs, of which those that are objects with a key `input` may have a `label` beside it.
         max_bytes: What a line of a file may take.
 
     Raises:

@@ -7,16 +7,14 @@ from typing import Any
 from contracts.errors import InvalidRequest
 from contracts.families import FAMILIES, known_families
 from contracts.inputs import TEXT_ENGINES
-from contracts.models import ModelSpec
-from contracts.names import Quantization, Task
+from contracts.models import ModelSpec, is_graph
+from contracts.names import Task
 from contracts.preflight import LAYERS, WIDTHS, ModelSize, number
 from contracts.recipes import Distill, PruneStructured, Step
 from storage import models
 from storage.artifacts import ArtifactStore
 from storage.database import Database
 from storage.modelfiles import poolings, read_config, vocabulary
-
-_UNPACKED = (Quantization.NONE, Quantization.BF16, Quantization.FP16)
 
 
 @dataclass(frozen=True)
@@ -82,11 +80,6 @@ def check_parent(parent: ModelSpec) -> None:
         )
 
 
-def is_onnx(model: ModelSpec) -> bool:
-    """Whether a model's weights are a graph."""
-    return any(file.path.endswith(".onnx") for file in model.files)
-
-
 def _check_family(where: str, before: Known) -> None:
     kind = before.config.get("model_type")
     if isinstance(kind, str) and kind not in FAMILIES:
@@ -103,8 +96,8 @@ def _check_student(where: str, store: ArtifactStore, student: Known, parent: Kno
         raise InvalidRequest(
             f"{where}: the student {model.reference} does {model.task}, and {teacher.reference} does {teacher.task}"
         )
-    if is_onnx(model) or model.quantization not in _UNPACKED:
-        what = "an ONNX graph" if is_onnx(model) else str(model.quantization)
+    if (graph := is_graph(model.files)) or model.quantization.packed:
+        what = "an ONNX graph" if graph else str(model.quantization)
         raise InvalidRequest(f"{where}: the student {model.reference} is {what}, which nothing trains; choose another")
     if (refusal := _mismatch(store, student, parent)) is not None:
         raise InvalidRequest(f"{where}: the student {model.reference} {refusal}")

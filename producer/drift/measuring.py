@@ -1,17 +1,12 @@
 """How far results moved since the run before."""
 
-from uuid import UUID
-
 from contracts.runs import Drift, Thresholds
 from producer.drift import figures
-from producer.drift.samples import Samples, read_samples
+from producer.drift.samples import Samples
 from storage.comparing import Distances, Numbers
-from storage.database import Database
 
 
-def drift(
-    database: Database, job_id: UUID, before_job_id: UUID | None, thresholds: Thresholds | None = None
-) -> Drift | None:
+def measure(samples: Samples, thresholds: Thresholds) -> Drift | None:
     """Compare what two jobs gave; None where there is nothing to compare.
 
     Labels: the stability index of the best label's shares, and the Kolmogorov–Smirnov statistic of its score. Numbers
@@ -19,24 +14,10 @@ def drift(
     deciles of those before. Embeddings: the mean cosine distance between what a row had before and has now, where rows
     with the same input and target count as 0. Generated text: nothing.
 
-    At most 100,000 rows of each are looked at, evenly by their positions.
-
     Args:
-        database: Where both are.
-        job_id: A job that is terminal.
-        before_job_id: The job of the run before; None where there is none.
-        thresholds: What is too far; by default none is.
-
-    Raises:
-        JobNotFound: There is no job of the first id.
+        samples: Of the outputs of both jobs.
+        thresholds: What is too far.
     """
-    if before_job_id is None:
-        return None
-    return measure(read_samples(database, job_id, before_job_id), thresholds or Thresholds(psi=None, cosine=None))
-
-
-def measure(samples: Samples, thresholds: Thresholds) -> Drift | None:
-    """The figures of samples; None where they hold nothing to compare."""
     if samples.distances is not None:
         return _of_embeddings(samples.distances, thresholds)
     if samples.now is None or samples.before is None or not len(samples.now.values) or not len(samples.before.values):

@@ -18,7 +18,7 @@ from contracts.runs import Changes, Drift, RunInfo
 from contracts.states import RunState
 from contracts.urls import shown
 from producer.drift import wording
-from producer.drift.samples import Samples, read_samples
+from producer.drift.samples import Samples
 from producer.writing.places import place_of
 from storage import jobs, runs
 from storage.database import Database
@@ -55,6 +55,7 @@ def write_report(
     changes: Changes,
     drift: Drift | None,
     history: Sequence[RunInfo],
+    samples: Samples,
     url: str,
     day: date | None = None,
 ) -> str:
@@ -66,6 +67,7 @@ def write_report(
         changes: Of this run.
         drift: Of this run; None where there is nothing to compare.
         history: Runs of its schedule, the newest first; this one may be among them, and empty will do.
+        samples: Of its job, and of the one that it is compared with.
         url: A path or an fsspec URL.
         day: What `{date}` in it stands for.
 
@@ -85,13 +87,12 @@ def write_report(
         now: datetime = connection.execute(text("SELECT now()")).scalar_one()
         job = jobs.get(connection, run.job_id)
         job_before = _job_of(connection, changes.since)
-    samples = read_samples(database, run.job_id, None if job_before is None else job_before.id)
     # What is told of it is not in its row yet: that comes with the end of the run.
     told = {"changes": changes, "drift": drift, "state": RunState.SUCCEEDED, "finished_at": run.finished_at or now}
     this = run.model_copy(update=told)
     series = [this, *(other for other in history if other.id != run.id)][: RUNS + 1]
     place = place_of(url, day)
-    with place.replacing() as stream:
+    with place.replacing(run.id) as stream:
         stream.write(render(this, job, job_before, series, samples).encode())
     return place.name
 

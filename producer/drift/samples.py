@@ -28,7 +28,7 @@ class Samples:
 
 
 def read_samples(database: Database, job_id: UUID, before_job_id: UUID | None) -> Samples:
-    """Samples of the outputs of two jobs; at most `comparing.SAMPLED_ROWS` rows of each are read.
+    """Samples of the outputs of two jobs: at most `comparing.SAMPLED_ROWS` rows of each, evenly by their positions.
 
     A job before that computed another task, or that a purge has removed, is as none.
 

@@ -154,10 +154,10 @@ def _chosen(names: list[str], kind: Format | None) -> list[str]:
     """Those with the format's suffix, where several formats are there."""
     if kind is None:
         return names
-    return [name for name in names if _suffixes(name)[0] == kind] or names
+    return [name for name in names if suffixes(name)[0] == kind] or names
 
 
-def _suffixes(path: str) -> tuple[Format | None, str | None]:
+def suffixes(path: str) -> tuple[Format | None, str | None]:
     """The format and the compression that a name tells."""
     suffixes = [suffix.lower() for suffix in PurePosixPath(path).suffixes[-2:]] or [""]
     compression = COMPRESSIONS.get(suffixes[-1])
@@ -168,7 +168,7 @@ def _suffixes(path: str) -> tuple[Format | None, str | None]:
 
 def _of_suffix(path: str, kind: Format | None, text: str) -> tuple[Format, str | None]:
     """What a file holds, and how it is packed."""
-    told, compression = _suffixes(path)
+    told, compression = suffixes(path)
     if (holds := kind or told) is None:
         raise InvalidRequest(
             f"{text}: the suffix says what a file holds; known are {', '.join(SUFFIXES)}, each with "

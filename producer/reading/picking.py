@@ -37,7 +37,7 @@ def pick(where: str, names: list[str], columns: Columns) -> Picked:
     """
     picked = picked_of(columns)
     if columns.id is None:
-        picked = picked._replace(id="id" if "id" in names and columns.input != "id" else None)
+        picked = picked._replace(id=picked.id if picked.id in names else None)
     for column in (picked.id, *picked.inputs):
         if column is not None and names.count(column) != 1:
             problem = "stands more than once" if column in names else "does not exist"
@@ -49,10 +49,11 @@ def pick(where: str, names: list[str], columns: Columns) -> Picked:
 
 
 def picked_of(columns: Columns) -> Picked:
-    """The columns as they are asked for, whatever there is; the id's is `id` when none is named."""
+    """The columns as they are asked for, whatever there is; the id's is `id` when none is named nor it the input."""
+    id_column = columns.id or ("id" if columns.input != "id" else None)
     templates = {key: _Template(text) for key, text in columns.templates().items()}
     if not templates:
-        return Picked(columns.id or "id", (columns.input or "input",), None)
+        return Picked(id_column, (columns.input or "input",), None)
     inputs = tuple(dict.fromkeys(name for template in templates.values() for name in template.columns))
     places = {key: [inputs.index(name) for name in template.columns] for key, template in templates.items()}
 
@@ -62,7 +63,7 @@ def picked_of(columns: Columns) -> Picked:
         filled = {key: template([values[place] for place in places[key]]) for key, template in templates.items()}
         return filled.get("", filled)
 
-    return Picked(columns.id or "id", inputs, fill)
+    return Picked(id_column, inputs, fill)
 
 
 class _Template:

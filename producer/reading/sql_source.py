@@ -22,6 +22,8 @@ from storage.database import first_line, is_away
 PAGE = 2_000
 """Rows that are fetched at once."""
 _NAME = "the query"
+_AGAIN = ("25006", "57014")
+"""SQLSTATEs that a query has whenever it is asked: it writes, or takes longer than its server allows."""
 
 
 class QueryReading(Reading):
@@ -81,7 +83,8 @@ class QueryReading(Reading):
 
     def _failed(self, error: SQLAlchemyError) -> DatabaseUnavailable | InvalidInput:
         """What the database says, in one line, without the address's password and without rows."""
-        if isinstance(error, DBAPIError) and is_away(error):
+        again = isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) in _AGAIN
+        if isinstance(error, DBAPIError) and is_away(error) and not again:
             return DatabaseUnavailable(f"{self._where} cannot be read now: {first_line(error)}")
         reason = first_line(error) if isinstance(error, DBAPIError) else str(error).partition("\n")[0]
         return InvalidInput(

@@ -1,15 +1,16 @@
 """The last phase of a run: the results of its job go to the sink, and are compared with those of the run before."""
 
+import logging
 from collections.abc import Iterator
 from datetime import date
 from typing import Any
 
 import pyarrow as pa
 
-from contracts.errors import JobNotFound
+from contracts.errors import BatchmillError, DatabaseUnavailable, JobNotFound, describe
 from contracts.jobs import JobInfo
 from contracts.models import TargetSpec
-from contracts.runs import RunProgress
+from contracts.runs import Changes, Drift, RunInfo, RunProgress
 from producer import drift
 from producer.job import Job
 from producer.results import ResultReader
@@ -18,6 +19,8 @@ from producer.runs.held import Held
 from producer.runs.watcher import Watcher
 from producer.writing import open_sink
 from storage import jobs, models, runs
+
+log = logging.getLogger(__name__)
 
 
 def write(bench: Bench, held: Held, watcher: Watcher) -> None:
@@ -67,15 +70,34 @@ def _succeed(bench: Bench, held: Held, info: JobInfo, day: date) -> None:
     with database.transaction() as connection:
         before = runs.before(connection, run.id)
         changes = drift.changes(connection, run, before)
-    moved = drift.drift(database, info.id, None if before is None else before.job_id, run.spec.thresholds)
-    report = None
-    if run.spec.report is not None:
-        with database.transaction() as connection:
-            series = [] if run.schedule is None else runs.history(connection, run.schedule)
-        report = drift.write_report(database, run, changes, moved, series, run.spec.report, day)
+    samples = drift.Samples()
+    if before is not None or run.spec.report is not None:
+        samples = drift.read_samples(database, info.id, None if before is None else before.job_id)
+    moved = drift.measure(samples, run.spec.thresholds)
+    report, problem = _report(bench, run, changes, moved, samples, day)
     held.check()
     with database.transaction() as connection:
-        runs.succeed(connection, held.token, changes, moved, report)
+        runs.succeed(connection, held.token, changes, moved, report, problem)
+
+
+def _report(
+    bench: Bench, run: RunInfo, changes: Changes, moved: Drift | None, samples: drift.Samples, day: date
+) -> tuple[str | None, str | None]:
+    """Where the report is, or why it is nowhere: the sink has every row by now, so the run does not fail of that."""
+    if run.spec.report is None:
+        return None, None
+    with bench.database.transaction() as connection:
+        series = [] if run.schedule is None else runs.history(connection, run.schedule)
+    try:
+        return drift.write_report(bench.database, run, changes, moved, series, samples, run.spec.report, day), None
+    except DatabaseUnavailable:
+        raise
+    except BatchmillError as error:
+        log.warning("run %s has no report: %s", run.id, error)
+        return None, f"no report was written: {error}"
+    except Exception as error:
+        log.exception("run %s has no report, for a reason that nobody thought of", run.id)
+        return None, f"no report was written: {describe(error)}"
 
 
 class _Watched(ResultReader):

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from uuid import uuid4
 
 from contracts.errors import DatabaseUnavailable, LeaseLost
 from storage import runs
@@ -16,13 +17,15 @@ from storage.runs import RunLease
 
 log = logging.getLogger(__name__)
 
+_BIRTH = uuid4().hex[:8]
+"""In a container that was started anew, host and process number are those of the one that died."""
 LOOK_SECONDS = 5.0
 """How often it renews, where leases are not shorter still: a run that was cancelled stops within so long."""
 
 
 def runner_name() -> str:
-    """What this process is called as the holder of runs: `host:pid`."""
-    return f"{socket.gethostname()}:{os.getpid()}"
+    """What this process is called as the holder of runs: `host:pid:birth`, as no other ever."""
+    return f"{socket.gethostname()}:{os.getpid()}:{_BIRTH}"
 
 
 class Interrupted(Exception):
@@ -46,6 +49,7 @@ class Held:
         self.token = lease.token
         self.attempt = lease.attempt
         self.written = lease.written
+        self.stuck_for = lease.stuck_for
         self._database = database
         self._duration = duration
         self._leaving = leaving or threading.Event()

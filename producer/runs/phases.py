@@ -17,6 +17,8 @@ from storage import runs
 
 FIRST_REST, LONGEST_REST = 5.0, 300.0
 """Seconds that a run rests for want of a server, at first and at most; it doubles with each attempt."""
+PATIENCE = timedelta(days=1)
+"""A run of a schedule that rested for so long, without getting on, fails: an address or a password may be wrong."""
 
 
 def carry_out(bench: Bench, held: Held, watcher: Watcher) -> None:
@@ -27,7 +29,8 @@ def carry_out(bench: Bench, held: Held, watcher: Watcher) -> None:
     Raises:
         LeaseLost: Someone else holds the run by now, or it was cancelled.
         Interrupted: The process is to end; the run was given back.
-        UnavailableError: A server does not answer; the run was given back, and rests for a while.
+        UnavailableError: A server does not answer; the run was given back, and rests for a while. After a day of this
+            it has failed.
         BatchmillError: The run has failed; this says why.
     """
     with logs.bound(run=str(held.run.id)), held.kept(), _settled(bench, held):
@@ -40,9 +43,13 @@ def _settled(bench: Bench, held: Held) -> Iterator[None]:
         yield
     except LeaseLost:
         raise
-    except UnavailableError:
-        rest = min(FIRST_REST * 2 ** min(held.attempt - 1, 10), LONGEST_REST)
-        _release(bench, held, timedelta(seconds=rest))
+    except UnavailableError as error:
+        if held.run.schedule is not None and held.stuck_for >= PATIENCE:
+            hours = held.stuck_for / timedelta(hours=1)
+            _fail(bench, held, error.code, f"it tried to get on for {hours:.0f} hours: {error}")
+        else:
+            rest = min(FIRST_REST * 2 ** min(held.attempt - 1, 10), LONGEST_REST)
+            _release(bench, held, timedelta(seconds=rest), str(error))
         raise
     except BatchmillError as error:
         _fail(bench, held, error.code, str(error))
@@ -58,10 +65,10 @@ def _settled(bench: Bench, held: Held) -> Iterator[None]:
         raise
 
 
-def _release(bench: Bench, held: Held, rest: timedelta | None = None) -> None:
+def _release(bench: Bench, held: Held, rest: timedelta | None = None, reason: str | None = None) -> None:
     """Give the run back; where Postgres does not answer, the lease is over by itself."""
     with suppress(DatabaseUnavailable, LeaseLost), bench.database.transaction() as connection:
-        runs.release(connection, held.token, None if held.run.schedule is None else rest)
+        runs.release(connection, held.token, None if held.run.schedule is None else rest, reason)
 
 
 def _fail(bench: Bench, held: Held, code: str, message: str) -> None:

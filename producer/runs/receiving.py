@@ -9,10 +9,12 @@ from uuid import UUID
 
 from sqlalchemy import Connection
 
-from contracts.errors import InvalidInput, InvalidRequest
+from contracts.errors import BatchmillError, InvalidInput, InvalidRequest
 from contracts.models import ModelSpec
+from contracts.names import Task
 from contracts.params import parse_params
 from contracts.runs import RunProgress
+from contracts.sinks import SqlSink
 from producer.drift import check_report
 from producer.reading.lines import Entry
 from producer.reading.opening import open_source
@@ -32,7 +34,9 @@ from producer.submission import (
 )
 from producer.writing import open_sink
 from storage import jobs, models, runs
+from storage.artifacts import ArtifactStore
 from storage.jobs import Arrived
+from storage.modelfiles import dimensions
 
 if TYPE_CHECKING:
     from producer.reading.reading import Reading
@@ -91,6 +95,7 @@ class _Reception:
         self._watcher = watcher
         self._spec = held.run.spec
         self._bad = 0
+        self._has_ids: bool | None = None
 
     def carry_out(self, begun: _Begun | None) -> bool:
         """Read everything and seal the job; False where the rows are others than those that have arrived."""
@@ -99,7 +104,7 @@ class _Reception:
         with open_source(spec.source, max_input_bytes=bench.settings.max_input_bytes) as reading:
             submission = self._submission(begun, reading)
             day = bench.day_of(held.run)
-            open_sink(spec.sink, day=day).check(submission.model, submission.params)
+            open_sink(spec.sink, day=day).check(submission.model, submission.params, self._width(submission.model))
             if spec.report is not None:
                 check_report(spec.report, day)
             content = ContentDigest(submission.model, submission.params)
@@ -152,13 +157,37 @@ class _Reception:
             progress_at=spec.progress_at,
         )
 
+    def _width(self, model: ModelSpec) -> int | None:
+        """Dimensions of the model's vectors where a table has to suit them, if they are known before they are there."""
+        if model.task is not Task.EMBED or not isinstance(self._spec.sink, SqlSink):
+            return None
+        try:
+            return dimensions(ArtifactStore(self._bench.settings.artifacts_url), model)
+        except BatchmillError as error:  # a runner need not reach the weights: the table is looked at again later
+            log.info("the width of %s is not known beforehand: %s", model.reference, error)
+            return None
+
     def _entries(self, reading: "Reading") -> Iterator[Entry]:
         for number, entry in enumerate(reading.entries()):
             if number % LOOK_ROWS == 0:
                 self._held.check()
                 self._watcher.reads(self._progress(reading))
+            if entry.error is None and isinstance(self._spec.sink, SqlSink):
+                self._check_id(entry)
             yield entry
         self._watcher.reads(self._progress(reading))
+
+    def _check_id(self, entry: Entry) -> None:
+        """See that a table gets ids, or places, and not both: one row's place may be another's id."""
+        has = entry.custom_id is not None
+        if self._has_ids is None:
+            self._has_ids = has
+        elif has != self._has_ids:
+            this, those = ("an id", "none") if has else ("no id", "one")
+            raise InvalidInput(
+                f"the row has {this}, and those before it have {those}: give each one, or none, for a table",
+                entry.where,
+            )
 
     def _progress(self, reading: "Reading") -> RunProgress:
         return RunProgress(

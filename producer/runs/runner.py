@@ -81,7 +81,7 @@ class Runner:
         except Interrupted:
             log.info("run %s is given back", lease.run.id)
         except (LeaseLost, UnavailableError) as error:
-            log.warning("run %s stays %s: %s", lease.run.id, lease.run.state, error)
+            log.warning("run %s: %s was cut: %s", lease.run.id, lease.run.state, error)
         except BatchmillError as error:
             log.error("run %s fails (%s): %s", lease.run.id, error.code, error)
         except Exception:

@@ -49,9 +49,11 @@ def check_spec(
         InvalidParams: No such parameter, or no such value.
         RefusedUrl: The callback's URL is none that webhooks are sent to.
         UnknownEndpoint: No endpoint is registered for it, or it is disabled.
-        InvalidRequest: Source, sink or another argument cannot be taken, or the model computes another task.
+        InvalidRequest: Source, sink or another argument cannot be taken, one is of the other, or the model computes
+            another task.
         DatabaseUnavailable: Postgres does not answer.
     """
+    from producer.runs.apart import check_apart
     from producer.writing import open_sink  # formats come with Arrow, which takes a while to import
     from producer.writing.formats import format_of
 
@@ -66,6 +68,9 @@ def check_spec(
         open_sink(checked_sink, day=date.today())
         if isinstance(checked_sink, FileSink):
             format_of(checked_sink.url)
+    checked_source, checked_sink = _absolute(checked_source), _absolute(checked_sink)
+    report = None if report is None else _absolute_path(str(report))
+    check_apart(checked_source, checked_sink, report)
     with database.transaction() as connection:
         spec = models.get(connection, model)
         if callback_url is not None:
@@ -77,18 +82,18 @@ def check_spec(
         parse_params(wanted, params)
     expiry = terms.check_expires_in(expires_in)
     return RunSpec(
-        source=_absolute(checked_source),
+        source=checked_source,
         model=model,
         task=None if task is None else wanted,
         params=dict(params or {}),
-        sink=_absolute(checked_sink),
+        sink=checked_sink,
         priority=terms.check_priority(priority),
         metadata=terms.check_metadata(metadata),
         callback_url=callback_url,
         expires_in=expiry and expiry.total_seconds(),
         progress_at=terms.check_progress_at(progress_at, callback_url),
         on_bad=on_bad,
-        report=None if report is None else _absolute_path(str(report)),
+        report=report,
         thresholds=_thresholds(thresholds),
     )
 

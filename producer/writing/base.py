@@ -36,8 +36,13 @@ class Results(Protocol):
 class Writer(Protocol):
     """Writes results to one sink."""
 
-    def check(self, model: ModelSpec, params: Mapping[str, Any]) -> None:
+    def check(self, model: ModelSpec, params: Mapping[str, Any], width: int | None = None) -> None:
         """See that such results can be written: before anything is scored. Nothing is left behind.
+
+        Args:
+            model: Is to compute them.
+            params: Of the target.
+            width: Dimensions of its vectors, or bits; None while nobody knows, and where there are none.
 
         Raises:
             InvalidRequest: They cannot; the message names the file, the table or the column.

@@ -30,9 +30,9 @@ class BatchFileWriter:
 
     def __init__(self, sink: BatchFileSink, day: date | None) -> None:
         self._output = place_of(sink.url, day)
-        self._errors = place_of(sink.errors_url or f"{sink.url.removesuffix(SUFFIX)}.errors{SUFFIX}", day)
+        self._errors = place_of(errors_url(sink), day)
 
-    def check(self, model: ModelSpec, params: Mapping[str, Any]) -> None:
+    def check(self, model: ModelSpec, params: Mapping[str, Any], width: int | None = None) -> None:
         """See that both files can be written, and that OpenAI has such a task."""
         if model.task not in _TASKS:
             raise InvalidRequest(
@@ -49,12 +49,17 @@ class BatchFileWriter:
         """Write the files; one of an earlier run without a successor is removed."""
         schema = results.schema()
         with ExitStack() as files:
-            output = files.enter_context(self._output.replacing())
-            failed = _Lazily(files, self._errors.replacing)
+            output = files.enter_context(self._output.replacing(results.job_id))
+            failed = _Lazily(files, lambda: self._errors.replacing(results.job_id))
             rows = _write(noting(results.batches(schema), note), schema, results, output, failed)
         if not failed.opened:
             self._errors.remove()
         return rows
+
+
+def errors_url(sink: BatchFileSink) -> str:
+    """Where the error file goes."""
+    return sink.errors_url or f"{sink.url.removesuffix(SUFFIX)}.errors{SUFFIX}"
 
 
 class _Lazily:

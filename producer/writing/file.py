@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pyarrow as pa
 
@@ -20,14 +21,14 @@ class FileWriter:
     def __init__(self, sink: FileSink, day: date | None) -> None:
         self._place = place_of(sink.url, day)
 
-    def check(self, model: ModelSpec, params: Mapping[str, Any]) -> None:
+    def check(self, model: ModelSpec, params: Mapping[str, Any], width: int | None = None) -> None:
         """See that the file can be written."""
         _check(self._place)
 
     def write(self, results: Results, resume: dict[str, Any] | None, note: Note) -> int:
         """Write the file."""
         schema = results.schema()
-        return _write(noting(results.batches(schema), note), schema, self._place)
+        return _write(noting(results.batches(schema), note), schema, self._place, results.job_id)
 
 
 def check_path(path: Path) -> None:
@@ -59,7 +60,7 @@ def _check(place: Place) -> None:
     place.check_file()
 
 
-def _write(batches: Iterable[pa.RecordBatch], schema: pa.Schema, place: Place) -> int:
+def _write(batches: Iterable[pa.RecordBatch], schema: pa.Schema, place: Place, owner: UUID | None = None) -> int:
     form = format_of(place.name)
-    with place.replacing() as whole, form.compressed(whole) as stream:
+    with place.replacing(owner) as whole, form.compressed(whole) as stream:
         return form.write(batches, schema, stream)

@@ -36,7 +36,7 @@ class FolderWriter:
         self._folder = place_of(sink.url, day)
         self._rows = sink.rows_per_part
 
-    def check(self, model: ModelSpec, params: Mapping[str, Any]) -> None:
+    def check(self, model: ModelSpec, params: Mapping[str, Any], width: int | None = None) -> None:
         """See that files can be written there."""
         self._folder.check_folder()
 

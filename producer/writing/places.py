@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
 from typing import IO, Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -77,18 +77,28 @@ class Place:
             _flush(stream)
 
     @contextmanager
-    def replacing(self) -> Iterator[IO[bytes]]:
+    def replacing(self, owner: UUID | None = None) -> Iterator[IO[bytes]]:
         """A new file beside this one that takes its place when nothing was raised, and else is gone.
+
+        Args:
+            owner: Whose results they are: what a process left that was killed at them before is removed.
 
         Raises:
             InvalidRequest: It may not be written.
             SinkUnavailable: The disk is full, or the store does not answer.
         """
         folder, name = posixpath.split(self.path)
-        temporary = posixpath.join(folder, f".{name}.{uuid4().hex}{PARTIAL}")
+        whose = f".{name}.{owner.hex}-" if owner else f".{name}."
+        # Of a random name all the same: whoever is taken for dead may yet write to his own.
+        temporary = posixpath.join(folder, f"{whose}{uuid4().hex}{PARTIAL}")
         with explained(self.name), self._removing(temporary):
             if folder:
                 self.fs.makedirs(folder, exist_ok=True)
+            if owner is not None:
+                beside = Place(posixpath.dirname(self.name), folder or ".", self.fs, self.root)
+                for left in beside.sizes():
+                    if left.startswith(whose) and left.endswith(PARTIAL):
+                        beside.within(left).remove()
             with self.fs.open(temporary, "wb") as stream:
                 yield stream
                 _flush(stream)

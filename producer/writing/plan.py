@@ -27,11 +27,13 @@ from sqlalchemy import (
     or_,
     text,
 )
-from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects import mysql, postgresql
+from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import NoSuchTableError
 from sqlalchemy.types import TypeEngine
 
 from contracts.errors import InvalidRequest
+from producer.reading.lines import MAX_ID_CHARACTERS
 from producer.writing.fields import ERRORS, Kind, of_output
 
 _TAKES: Mapping[Kind, tuple[type[TypeEngine[Any]], ...]] = {
@@ -44,8 +46,6 @@ _TAKES: Mapping[Kind, tuple[type[TypeEngine[Any]], ...]] = {
     Kind.BITS: (postgresql.BIT, LargeBinary, JSON, String),
     Kind.TIME: (DateTime,),
 }
-_KEY_LENGTH = 255
-"""Of an id where a key cannot be of any length."""
 
 
 @dataclass(frozen=True)
@@ -115,10 +115,19 @@ def differs(plan: Plan, there: Any, given: Any) -> Any:
     return or_(*(there[name].is_distinct_from(given[name]) for name in compared))
 
 
+def id_type(dialect: Dialect) -> TypeEngine[Any]:
+    """The column's type for ids, which differ as soon as one character does."""
+    if dialect.name in ("postgresql", "sqlite"):
+        return Text()
+    # Of any other collation "A" is "a", or "a" with a blank behind it: one row would take the other's place.
+    collation = "utf8mb4_nopad_bin" if getattr(dialect, "is_mariadb", False) else "utf8mb4_0900_bin"
+    return mysql.VARCHAR(MAX_ID_CHARACTERS, charset="utf8mb4", collation=collation)
+
+
 def _new_column(connection: Connection, name: str, kind: Kind, width: int | None) -> "Column[Any]":
     postgres = connection.dialect.name == "postgresql"
     types: dict[Kind, TypeEngine[Any]] = {
-        Kind.ID: Text() if connection.dialect.name in ("postgresql", "sqlite") else String(_KEY_LENGTH),
+        Kind.ID: id_type(connection.dialect),
         Kind.TEXT: Text(),
         Kind.INTEGER: BigInteger(),
         Kind.NUMBER: Double(),

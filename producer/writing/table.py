@@ -43,13 +43,13 @@ class TableWriter:
             self._url = self._url.set(drivername="postgresql+psycopg")  # COPY goes through it
         self._where = f"table {sink.table} of {self._url.render_as_string()}"
 
-    def check(self, model: ModelSpec, params: Mapping[str, Any]) -> None:
+    def check(self, model: ModelSpec, params: Mapping[str, Any], width: int | None = None) -> None:
         """See that the table takes such results; what is made for that is rolled back."""
         fields = fields_of(model.task, params)
         with self._connected() as connection:
             if connection.dialect.name == "sqlite":  # the driver begins no transaction before DDL by itself
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
-            plan = make_plan(connection, self._sink.table, self._sink.columns, fields, None)
+            plan = make_plan(connection, self._sink.table, self._sink.columns, fields, width)
             if plan.new and connection.dialect.name in ("postgresql", "sqlite"):
                 connection.execute(CreateTable(plan.table))
             if connection.dialect.name == "postgresql":

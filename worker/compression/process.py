@@ -34,7 +34,7 @@ from storage.workers import WorkerReport
 from worker.compression import room, supervision
 from worker.compression.patience import PatientDatabase
 from worker.compression.scratch import remove_stale, scratch
-from worker.compression.supervision import Interrupted, Postponed, StepFailed
+from worker.compression.supervision import REST, Interrupted, Postponed, StepFailed
 from worker.compression.work import Compression, Held, Means, Paused
 from worker.heartbeat import Heartbeat
 from worker.leases import Leases
@@ -43,9 +43,6 @@ from worker.reporting import Reporter
 from worker.serving import Served, patiently, worker_name
 
 log = logging.getLogger(__name__)
-
-REST = timedelta(seconds=15)
-"""How long a job rests that this host cannot work on now."""
 
 
 class CompressionProcess:
@@ -158,7 +155,6 @@ class CompressionProcess:
             lease, target = claimed
             with self._observed(lease, target, began) as span, self._heartbeat.keeping(lease):
                 self._work(lease, target, span)
-        self._jobs += 1
         with suppress(DatabaseUnavailable):  # what ended elsewhere meanwhile; the next job looks again
             remove_stale(self._root, self._unfinished)
         if not self._draining.is_set():
@@ -216,6 +212,7 @@ class CompressionProcess:
                     database = PatientDatabase(self._database, self._lease, self._draining)
                     held = database.transact(lambda connection: Held.of(connection, lease, target))
                     Compression(self._means, held, place, self._interrupted, self._draining, span).run()
+                    self._jobs += 1
                     self._metrics.lease_ended("closed")
                 except LeaseLost as error:
                     log.warning("%s; what its steps left stays", error)
@@ -232,7 +229,9 @@ class CompressionProcess:
                     if self._has_ended(lease.job_id):
                         place.remove()
         except (ArtifactsUnavailable, Postponed) as error:
-            log.warning("%s; it rests for a while", error)
+            log.log(
+                logging.INFO if isinstance(error, Postponed) else logging.WARNING, "%s; it rests for a while", error
+            )
             self._release(lease, REST)
 
     def _release(self, lease: Lease, rest: timedelta | None = None) -> None:
@@ -270,7 +269,7 @@ class CompressionProcess:
             memory_limit=room.all_memory(),
             inputs=self._jobs,
             tokens=0,
-            disk_free=room.free_disk(self._settings.home),
+            disk_free=room.free_disk(self._root),
         )
 
 

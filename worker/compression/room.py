@@ -1,60 +1,61 @@
 """Whether a step fits into what this host has left of memory and disk."""
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
-from sqlalchemy import Connection
 
 from contracts.errors import DoesNotFit
-from contracts.names import COMPRESSION_POOL
 from contracts.preflight import Needs, all_disk
-from storage import overview, workers
+from storage.workers import SeenWorker
 from worker.compression.supervision import Postponed
 
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-def check(ahead: Needs, folder: Path, missing: int = 0, elsewhere: int = 0) -> None:
+class Shortage(Postponed):
+    """There is enough memory, but others have it now."""
+
+
+def check(ahead: Needs, folder: Path, missing: int = 0, hosts: Iterable[SeenWorker] = ()) -> None:
     """Let a step begin that has room, and whose successors have disk: they are not refused after hours.
 
     Args:
         ahead: What it takes at most, and each that follows.
         folder: Where they write.
         missing: Bytes of artifacts that are copied there before.
-        elsewhere: Bytes of memory of the largest host that compresses.
+        hosts: Workers that compress, with what they have of both.
 
     Raises:
-        DoesNotFit: No host has the memory, or this one not the disk; says what it needs, and what there is.
-        Postponed: There is enough memory, but others have it now, or it is another host's.
+        DoesNotFit: This host has not the memory or the disk, and no other has both; says what it needs, and what there
+            is.
+        Shortage: There is enough memory, but others have it now.
+        Postponed: Another host has both.
     """
     needed = ahead[0].memory_bytes if ahead else 0
-    whole, free = all_memory(), free_memory()
-    if whole < needed <= elsewhere:
-        raise Postponed(f"it needs about {needed / 1e9:.1f} GB of memory, which another host has")
+    written = all_disk(ahead) + missing
+    whole, free, disk = all_memory(), free_memory(), free_disk(folder)
+    if (whole < needed or disk < written) and any(host.has_room(needed, written) for host in hosts):
+        raise Postponed(
+            f"it needs about {needed / 1e9:.1f} GB of memory and {written / 1e9:.1f} GB of disk, which another host has"
+        )
     if whole < needed:
         raise DoesNotFit(
             f"it needs about {needed / 1e9:.1f} GB of memory, and this host has {whole / 1e9:.1f} GB: give it more, "
             "or begin with a smaller model"
         )
     if free < needed:
-        raise Postponed(
+        raise Shortage(
             f"waiting for memory: it needs about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} of {whole / 1e9:.1f} GB "
             "are free on this host now"
         )
-    written = all_disk(ahead) + missing
-    if (disk := free_disk(folder)) < written:
+    if disk < written:
         what = "it writes" if len(ahead) < 2 else f"it and what follows ({ahead[-1].title} is the last) write"
         raise DoesNotFit(
             f"{what} about {written / 1e9:.1f} GB, and {disk / 1e9:.1f} GB are free in {folder}: free some "
             "space, or set BATCHMILL_HOME to where there is more"
         )
-
-
-def largest_host(connection: Connection) -> int:
-    """Bytes of memory of the host that has the most, of those that compress and were heard of lately; 0 without any."""
-    seen = workers.seen(connection, overview.HEARD_OF)
-    return max((worker.memory_limit for worker in seen if worker.pool == COMPRESSION_POOL), default=0)
 
 
 def free_disk(folder: Path) -> int:

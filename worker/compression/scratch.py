@@ -41,6 +41,10 @@ class Scratch:
         """What a step wrote there."""
         return self.folder / str(position) / "destination"
 
+    def looks(self, position: int) -> Path:
+        """A file of as many bytes as it was seen that a step had to rest for memory."""
+        return self.folder / str(position) / "looks"
+
     def done(self, position: int) -> None:
         """Remove what a step needs no more."""
         shutil.rmtree(self.folder / str(position), ignore_errors=True)

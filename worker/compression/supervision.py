@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import copy_context
+from datetime import timedelta
 from typing import IO, Any
 
 from contracts.errors import BatchmillError, CompressionFailed, describe
@@ -20,6 +21,8 @@ from worker.compression.order import Progress
 log = logging.getLogger(__name__)
 
 COMMAND = (sys.executable, "-m", "worker.compression")
+REST = timedelta(seconds=15)
+"""How long a job rests that this host cannot work on now."""
 LOOK_SECONDS = 0.05
 LINE = 2_000
 """Characters of a line that a library wrote that are kept."""

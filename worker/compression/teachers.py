@@ -1,6 +1,7 @@
 """What the parent gave for the rows of a distillation: computed by a scoring job, handed over as an array."""
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +26,9 @@ from worker.compression.patience import PatientDatabase
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0
+LEAST_SECONDS = 10.0
+"""So long at least is looked before it is given up, whatever was before: after a time when all stood still, scoring
+workers need a tick or two. Less than a job rests that lets another go before it."""
 PAGE = 5_000
 MOST_LEFT_OUT = 0.01
 """A teacher that failed at this share of the rows or more is refused: what is learnt is kept for all who ask alike."""
@@ -63,11 +67,12 @@ def wait(
     Raises:
         CompressionFailed: It did not succeed, nobody works on it, or it was removed.
     """
+    began = time.monotonic()
     while True:
         info, idle = database.transact(lambda connection: _look(connection, job_id, waiting))
         if info.state.terminal:
             break
-        if idle >= seconds:
+        if idle >= seconds and time.monotonic() - began >= LEAST_SECONDS:
             raise CompressionFailed(_too_late(info, idle))
         counts = info.counts
         share = 1 - counts.waiting / counts.distinct if counts.distinct else 0.0

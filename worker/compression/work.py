@@ -21,19 +21,20 @@ from contracts.errors import (
     ArtifactsUnavailable,
     CompressionFailed,
     DatabaseUnavailable,
+    DoesNotFit,
     InvalidRequest,
     LeaseLost,
     UnknownModel,
 )
 from contracts.events import job_link
-from contracts.models import ArtifactFile, ModelSpec, TargetSpec
+from contracts.models import ArtifactFile, ModelSpec, TargetSpec, is_graph
 from contracts.names import COMPRESSION_POOL, Task
 from contracts.preflight import EVALUATION, ModelSize, needs
 from contracts.recipes import Dataset, Distill, Export, Step, title
 from contracts.settings import Settings
 from contracts.states import JobState
 from contracts.tracing import Span
-from storage import claims, compressions, inputs, jobs, models, results, shards
+from storage import claims, compressions, inputs, jobs, models, overview, results, shards
 from storage.artifacts import ArtifactStore, manifest_digest
 from storage.counting import ShardOutcome
 from storage.database import Database
@@ -206,7 +207,7 @@ class Compression:
         result = StepResult(
             files=files,
             digest=manifest_digest(files),
-            format="onnx" if any(file.path.endswith(".onnx") for file in files) else "torch",
+            format="onnx" if is_graph(files) else "torch",
             quantization=outcome.quantization,
             size_bytes=sum(file.size for file in files),
             seconds=time.monotonic() - began,
@@ -359,7 +360,29 @@ class Compression:
         found = needs(spec.recipe, size, parent.task, evaluated=evaluated, students=self._students)
         fetched = self._scratch.fetched()
         missing = sum(result.size_bytes for result in done if not (fetched / result.digest).is_dir())
-        room.check(found[position - 1 :], self._scratch.folder, missing, self._database.transact(room.largest_host))
+        looks = self._scratch.looks(position)
+        try:
+            hosts = self._database.transact(overview.compressors)
+            room.check(found[position - 1 :], self._scratch.folder, missing, hosts)
+        except room.Shortage as error:
+            self._bear(error, looks)
+            raise
+        looks.unlink(missing_ok=True)
+
+    def _bear(self, shortage: room.Shortage, looks: Path) -> None:
+        """Let the job rest until there is memory, unless it has rested for it as long as a step may take.
+
+        Each look leaves a byte, so that no time counts when nobody looked.
+        """
+        looks.parent.mkdir(exist_ok=True)
+        with looks.open("ab") as file:
+            file.write(b".")
+            rested = (file.tell() - 1) * supervision.REST.total_seconds()
+        if rested >= self._means.settings.compression_step_seconds:
+            raise DoesNotFit(
+                f"{shortage}, and the job has rested for it for {rested:,.0f} s: free some, or give the host more, and "
+                "submit again"
+            ) from None
 
     @cached_property
     def _students(self) -> dict[str, ModelSize]:

@@ -420,6 +420,26 @@ def test_what_no_disk_holds_is_refused(client: Client, database: Database) -> No
             workers.forget(connection, said.name)
 
 
+def test_memory_and_disk_are_asked_of_one_worker(client: Client, database: Database) -> None:
+    said = [
+        WorkerReport(f"host:{number}", COMPRESSION_POOL, "cpu", 1, 0, [], 0, memory, 0, 0, disk_free=disk)
+        for number, (memory, disk) in enumerate([(2**40, 1_000_000), (1_000_000, 2**40), (2**40, 2**40)], 3)
+    ]
+    try:
+        with database.transaction() as connection:
+            for one in said[:2]:
+                workers.report(connection, one)
+        with pytest.raises(DoesNotFit, match=r"quantize nf4 needs about 0\.\d GB of memory, .* 0\.\d GB, .* has both"):
+            client.preflight("minilm", NF4)
+        with database.transaction() as connection:
+            workers.report(connection, said[2])
+        assert client.preflight("minilm", NF4).workers == 3
+    finally:
+        with database.transaction() as connection:
+            for one in said:
+                workers.forget(connection, one.name)
+
+
 @pytest.mark.usefixtures("small_worker")
 def test_what_fits_no_worker_is_refused(client: Client, database: Database) -> None:
     found = client.preflight("minilm", NF4, evaluated=False)

@@ -14,9 +14,9 @@ from sqlalchemy import text
 from benchmarks.heads import PACKAGES, labelled
 from benchmarks.weights import MINILM
 from contracts.errors import ConfigurationError, InvalidRequest, JobNotFound, WrongState
-from contracts.runs import RunInfo, RunProgress, Thresholds
+from contracts.runs import Drift, RunInfo, RunProgress, Thresholds
 from producer import Client
-from producer.drift import changes, drift, report, write_report
+from producer.drift import changes, measure, read_samples, report, write_report
 from producer.job import Job
 from storage import runs
 from storage.database import Database
@@ -46,6 +46,10 @@ def run_of(database: Database, job: Job, *, bad: int = 0) -> RunInfo:
     with database.transaction() as connection:
         connection.execute(statement, values | {"progress": RunProgress(bad=bad).model_dump_json()})
         return runs.get(connection, values["id"])
+
+
+def drift(database: Database, job_id: UUID, before: UUID | None, thresholds: Thresholds) -> Drift | None:
+    return measure(read_samples(database, job_id, before), thresholds)
 
 
 def told(database: Database, run: RunInfo, before: RunInfo | None) -> dict[str, Any]:
@@ -99,7 +103,7 @@ def test_labels_of_a_classifier(client: Client, database: Database, classifier: 
     assert moved.psi > 1
     assert moved.rows == len(one_package)
     assert "psi" in moved.over
-    nothing_asked = drift(database, second.id, first.id)
+    nothing_asked = drift(database, second.id, first.id, Thresholds(psi=None))
     assert nothing_asked is not None
     assert (nothing_asked.psi, nothing_asked.over) == (moved.psi, ())
     # Exactly what the results give.
@@ -112,7 +116,9 @@ def test_labels_of_a_classifier(client: Client, database: Database, classifier: 
     with database.transaction() as connection:
         found = changes(connection, run, before)
     file = tmp_path / "report.html"
-    assert write_report(database, run, found, moved, [run, before], str(file)) == str(file)
+    assert write_report(
+        database, run, found, moved, [run, before], read_samples(database, second.id, first.id), str(file)
+    ) == str(file)
     page = Page(file.read_text())
     assert "classify by packages@1" in page.text
     assert "results moved too far: PSI" in page.text
@@ -166,17 +172,19 @@ def test_a_page_goes_to_any_filesystem_whole_or_not_at_all(client: Client, datab
     with database.transaction() as connection:
         found = changes(connection, run, None)
     url = f"memory://{uuid4().hex}/report.html"
-    assert write_report(database, run, found, None, [], url) == url
+    samples = read_samples(database, run.job_id or uuid4(), None)
+    assert write_report(database, run, found, None, [], samples, url) == url
     with fsspec.open(url, "rt") as stream:
         assert "First run 10 rows were scored" in Page(stream.read()).text
     (tmp_path / "report.html").write_text("of the night before")
     with pytest.raises(WrongState):
-        write_report(database, run.model_copy(update={"job_id": None}), found, None, [], str(tmp_path / "report.html"))
+        jobless = run.model_copy(update={"job_id": None})
+        write_report(database, jobless, found, None, [], samples, str(tmp_path / "report.html"))
     assert (tmp_path / "report.html").read_text() == "of the night before"
     with pytest.raises(InvalidRequest, match="there is no folder"):
-        write_report(database, run, found, None, [], str(tmp_path / "nowhere" / "report.html"))
+        write_report(database, run, found, None, [], samples, str(tmp_path / "nowhere" / "report.html"))
     gone = found.model_copy(update={"since": UUID(int=1), "new": 2})  # a run that is no more
-    page = Path(write_report(database, run, gone, None, [], str(tmp_path / "other.html"))).read_text()
+    page = Path(write_report(database, run, gone, None, [], samples, str(tmp_path / "other.html"))).read_text()
     assert "0 of 10 rows changed, 2 new." in Page(page).text
 
 

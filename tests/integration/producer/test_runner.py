@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from sqlalchemy import text
+from sqlalchemy import make_url, text
 
 from contracts.errors import LeaseLost, UnavailableError
 from contracts.runs import RunInfo
@@ -271,5 +271,39 @@ def test_a_run_rests_while_its_sink_does_not_answer(client: Client, tmp_path: Pa
         (row,) = rows(client, query, id=run.id)
         assert (row.state, row.token) == ("reading", None)
         rests.append(float(row.rest))
+        assert "cannot be used now: " in (get(client, run).error_message or "")
     assert 0 < rests[0] <= 5 < rests[1] <= 10
     client.schedules.remove("rests")
+
+
+@pytest.mark.parametrize(("passed", "state"), [("23 hours", RunState.READING), ("24 hours", RunState.FAILED)])
+def test_a_run_that_rested_for_a_day_fails_and_its_callback_hears_why(
+    client: Client, tmp_path: Path, passed: str, state: RunState
+) -> None:
+    hook = f"https://receiver.example/{state}"
+    client.webhooks.add(hook)
+    source = write(tmp_path / "in.jsonl", pairs_of("stuck")[:3])
+    # There is no such database: the server answers, and libpq tells it like one that does not.
+    nowhere = make_url(str(client.settings.database_url)).set(database="nowhere")
+    sink = {"url": nowhere.render_as_string(hide_password=False), "table": "scores"}
+    name = f"stuck-{state}"
+    run = schedule(client, name, str(source), sink, callback_url=hook)
+    bench = Bench(client._database, client._publisher, client.settings)
+    for _ in range(2):
+        with client._database.transaction() as connection:
+            connection.execute(text("UPDATE runs SET not_before = NULL"))
+            connection.execute(text(f"UPDATE runs SET stuck_since = stuck_since - interval '{passed}'"))
+            lease = runs.claim(connection, runner="test", lease=timedelta(minutes=1))
+        assert lease is not None
+        with pytest.raises(UnavailableError):
+            carry_out(bench, Held(client._database, lease, timedelta(minutes=1)), Watcher())
+    found = get(client, run)
+    assert found.state is state
+    assert 'database "nowhere" does not exist' in (found.error_message or "")
+    told = rows(client, "SELECT event FROM deliveries WHERE run_id = :id", id=run.id)
+    if state is RunState.FAILED:
+        assert found.error_code == "sink_unavailable"
+        assert [row.event for row in told] == ["run.failed"]
+    else:
+        assert told == []
+        client.schedules.remove(name)

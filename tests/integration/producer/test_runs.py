@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from sqlalchemy import text
 
+from benchmarks.weights import MINILM
 from contracts.errors import DuplicateCustomId, EmptyJob, InvalidInput, InvalidRequest, JobCancelled, WrongState
 from contracts.runs import RunProgress
 from contracts.states import RunState
@@ -191,9 +192,54 @@ def test_what_cannot_be_scored_fails_the_run_and_leaves_no_job(client: Client, s
         connection.execute(text("CREATE TABLE other_columns (key text)"))
     with pytest.raises(InvalidRequest, match="other_columns"):
         client.run(source, "vectors", {"url": server, "table": "other_columns"})
+    client.models.add("minilm", str(MINILM))
+    with client._database.transaction() as connection:
+        connection.execute(text("CREATE TABLE too_wide (id text PRIMARY KEY, output vector(768))"))
+    for params, kind in (({}, "vector"), ({"precision": "ubinary"}, "bit")):
+        with pytest.raises(InvalidRequest, match=rf"too_wide, column output: it is {kind}\(768\), .* gives 384"):
+            client.run(source, "minilm", {"url": server, "table": "too_wide"}, params=params)
+        with client._database.transaction() as connection:
+            connection.execute(text("ALTER TABLE too_wide ALTER output TYPE bit(768) USING NULL"))
     assert failed(client)[:2] == ("failed", "invalid_request")
     assert rows(client, "SELECT count(*) FROM jobs") == jobs
     assert rows(client, "SELECT count(*) FROM other_columns") == [(0,)]
+
+
+def test_a_report_that_cannot_be_written_at_the_end_leaves_the_run_whole(client: Client, tmp_path: Path) -> None:
+    source, sink = write_parquet(tmp_path / "in.parquet", pairs_of("whole", 20)), tmp_path / "out.parquet"
+    (tmp_path / "reports").mkdir()
+
+    class Moving(Watcher):
+        def writes(self, rows: int, total: int) -> None:
+            (tmp_path / "reports").rmdir()
+
+    run = client.run(source, "vectors", sink, report=tmp_path / "reports" / "r.html", progress=Moving())
+    assert pq.read_metadata(sink).num_rows == 20
+    assert (run.state, run.report, run.error_code) == (RunState.SUCCEEDED, None, None)
+    assert str(run.error_message).startswith("no report was written: ")
+    assert "reports; make it first" in str(run.error_message)
+    assert client.resume(run.id) == run
+
+
+def test_a_sink_is_not_its_own_source(client: Client, tmp_path: Path) -> None:
+    source = write_parquet(tmp_path / "in.parquet", pairs_of("own", 10))
+    content = source.read_bytes()
+    for sink in (source, f"{tmp_path}/", tmp_path / "more.parquet"):
+        with pytest.raises(InvalidRequest, match=r"the sink .* is of the source .*: write it elsewhere"):
+            client.run(source if sink == source else tmp_path, "vectors", sink)
+    assert source.read_bytes() == content
+
+
+def test_rows_of_which_some_have_ids_go_to_no_table(client: Client, tmp_path: Path) -> None:
+    source, sink = tmp_path / "in.jsonl", tmp_path / "in.db"
+    source.write_text('"one"\n"two"\n{"id": "0", "input": "three"}\n{"id": "x"}\n')
+    with pytest.raises(InvalidInput, match=r"in\.jsonl, line 3: the row has an id, and those before it have none"):
+        client.run(source, "vectors", {"url": f"sqlite:///{sink}", "table": "scores"}, on_bad="skip")
+    assert failed(client) == ("failed", "invalid_input", None)
+    assert client.run(source, "vectors", tmp_path / "out.jsonl", on_bad="skip").progress.rows_written == 3
+    source.write_text('{"id": "0", "input": "three"}\n{"id": "1"}\n"one"\n')
+    with pytest.raises(InvalidInput, match=r"line 3: the row has no id, and those before it have"):
+        client.run(source, "vectors", {"url": f"sqlite:///{sink}", "table": "scores"}, on_bad="skip")
 
 
 class Cut(Watcher):

@@ -167,6 +167,21 @@ def test_a_server_that_goes_away_can_be_asked_again(postgres: str) -> None:
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("query", "reason"),
+    [
+        ("SELECT nextval('more') AS input", "cannot execute nextval\\(\\) in a read-only transaction"),
+        ("SELECT pg_sleep(9) AS input", "canceling statement due to statement timeout"),
+    ],
+)
+def test_what_a_query_does_again_each_time_is_not_waited_for(postgres: str, query: str, reason: str) -> None:
+    with _engine(postgres).begin() as connection:
+        connection.execute(text("CREATE SEQUENCE IF NOT EXISTS more"))
+    hasty = make_url(postgres).update_query_dict({"options": "-c statement_timeout=200"})
+    with pytest.raises(InvalidInput, match=f"the query failed: {reason}"):
+        read(hasty.render_as_string(hide_password=False), query)
+
+
 def _end_others(url: str) -> None:
     others = "FROM pg_stat_activity WHERE datname = current_database() AND pid != pg_backend_pid()"
     with _engine(url).begin() as connection:

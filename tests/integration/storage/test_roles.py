@@ -23,7 +23,7 @@ from storage.roles import MIGRATOR, PRODUCER, READER, WEBHOOKS, WORKER, as_role
 from storage.tables import metadata
 from tests.compressions import close, report, result
 from tests.jobs import as_lines, claim, execute, finish, make_model, make_target, query, seal, submit
-from tests.runs import add, claimed, score, spec
+from tests.runs import add, claimed, expire, score, spec
 
 OURS = [role.name for role in roles.ROLES]
 
@@ -83,8 +83,9 @@ FORBIDDEN = {
         "UPDATE targets SET epoch = 0",
         "DELETE FROM deliveries",
         "UPDATE deliveries SET state = 'delivered'",
-        "SELECT url FROM webhook_endpoints",
         "SELECT secret FROM webhook_endpoints",
+        "SELECT previous_secret FROM webhook_endpoints",
+        "UPDATE webhook_endpoints SET url = 'https://elsewhere'",
     ],
     WEBHOOKS: [
         "SELECT * FROM inputs",
@@ -106,6 +107,8 @@ FORBIDDEN = {
         "SELECT * FROM webhook_endpoints",
         "SELECT secret FROM webhook_endpoints",
         "SELECT previous_secret FROM webhook_endpoints",
+        "SELECT spec FROM schedules",
+        "SELECT spec FROM runs",
         *(f"DELETE FROM {table}" for table in metadata.tables),
     ],
 }
@@ -173,6 +176,14 @@ def test_so_does_a_run_of_a_schedule(open_as: Callable[[str], Database]) -> None
     with producer.transaction() as connection:
         runs.fail(connection, claimed(producer).token, "code", "message")
     assert query(producer, "SELECT event FROM deliveries WHERE run_id IS NOT NULL") == [("run.failed",)]
+    with producer.transaction() as connection:
+        lost = schedules.run_now(connection, "nightly")
+    lease = claimed(producer)
+    execute(producer, "UPDATE runs SET deaths = :most WHERE id = :id", most=runs.MOST_DEATHS, id=lease.run.id)
+    expire(producer, lease)
+    with worker.transaction() as connection:
+        assert runs.fail_lost(connection) == [lost.id]
+    assert query(producer, "SELECT event FROM deliveries WHERE run_id = :id", id=lost.id) == [("run.failed",)]
     execute(producer, "UPDATE deliveries SET state = 'delivered' WHERE run_id IS NOT NULL")
     retention.purge(worker, Retention(timedelta(microseconds=1), None))
     assert query(producer, "SELECT id FROM runs") == []

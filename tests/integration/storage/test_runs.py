@@ -15,6 +15,7 @@ from contracts.runs import Changes, Drift, RunInfo, RunProgress
 from contracts.states import JobState, RunState
 from storage import deliveries, endpoints, jobs, oldjobs, runs
 from storage.database import Database
+from storage.runs import RunLease
 from tests.jobs import MINUTE, execute, make_target, open_job, query, submit
 from tests.runs import add, claim, claimed, end, expire, history, receive, run_now, score, spec, states
 
@@ -111,10 +112,43 @@ def test_a_lease_is_renewed_and_given_back(database: Database) -> None:
     do(database, runs.release, lease.token)
     again = claimed(database)
     assert (again.run.state, again.attempt) == (RunState.READING, 1)
-    do(database, runs.release, again.token, timedelta(hours=1))
+    do(database, runs.release, again.token, timedelta(hours=1), "the sink\0 does not answer")
     assert claim(database) is None  # it rests
+    assert info(database, again.run.id).error_message == "the sink\ufffd does not answer"
     execute(database, "UPDATE runs SET not_before = now()")
-    assert claimed(database).attempt == 2
+    taken = claimed(database)
+    assert (taken.attempt, taken.run.error_message) == (2, None)
+
+
+def test_a_run_knows_for_how_long_it_is_stuck(database: Database, target_id: int) -> None:
+    add(database)
+    run_now(database)
+
+    def rested(token: UUID) -> RunLease:
+        do(database, runs.release, token, timedelta(0), "the sink does not answer")
+        execute(database, "UPDATE runs SET stuck_since = stuck_since - interval '10 hours'")
+        return claimed(database)
+
+    first = claimed(database)
+    assert first.stuck_for == timedelta(0)
+    once = rested(first.token)
+    assert timedelta(hours=10) <= once.stuck_for < timedelta(hours=11)
+    twice = rested(once.token)
+    assert timedelta(hours=20) <= twice.stuck_for < timedelta(hours=21)
+    do(database, runs.note_progress, twice.token, RunProgress(rows_read=1))
+    assert rested(twice.token).stuck_for < timedelta(hours=11)
+    execute(database, "UPDATE runs SET lease_expires_at = now() - interval '1 second'")
+    lease = claimed(database)
+    job_id = score(database, lease, target_id, ["a"])
+    execute(database, "UPDATE jobs SET state = 'succeeded', finished_at = now() WHERE id = :id", id=job_id)
+    writing = claimed(database)
+    assert writing.stuck_for == timedelta(0)
+    once = rested(writing.token)
+    do(database, runs.note_written, once.token, {}, RunProgress(rows_written=1))
+    twice = rested(once.token)
+    assert twice.stuck_for >= timedelta(hours=20)
+    do(database, runs.note_written, twice.token, {"parts": 1}, RunProgress(rows_written=1))
+    assert rested(twice.token).stuck_for < timedelta(hours=11)
 
 
 def test_a_writer_that_dies_leaves_how_far_the_sink_was(database: Database, target_id: int) -> None:
@@ -363,11 +397,11 @@ def test_a_run_that_no_process_lives_through_fails(database: Database, target_id
     add(database)
     run = run_now(database)
     lease = claimed(database)
-    for _ in range(runs.MOST_DEATHS):
+    for number in range(runs.MOST_DEATHS):
         assert do(database, runs.fail_lost) == []
         assert do(database, runs.rescue, "nobody:1") == 0
         expire(database, lease)
-        lease = claimed(database)
+        lease = claimed(database, runner=f"host:1:{number}")
     expire(database, lease)
     assert claim(database) is None
     assert do(database, runs.fail_lost) == [run.id]
@@ -379,20 +413,73 @@ def test_a_run_that_gets_on_outlives_many_processes(database: Database, target_i
     add(database)
     run_now(database)
     for number in range(2 * runs.MOST_DEATHS):
-        lease = claimed(database)
+        lease = claimed(database, runner=f"host:1:{number}")
         do(database, runs.note_progress, lease.token, RunProgress(rows_read=number))
+        expire(database, lease)
+    assert do(database, runs.fail_lost) == []
+    lease = claimed(database)
+    job_id = score(database, lease, target_id, ["a"])
+    execute(database, "UPDATE jobs SET state = 'succeeded', finished_at = now() WHERE id = :id", id=job_id)
+    for number in range(2 * runs.MOST_DEATHS):
+        lease = claimed(database, runner=f"host:1:{number}")
+        do(database, runs.note_written, lease.token, {"parts": number}, RunProgress(rows_written=number))
         expire(database, lease)
     assert do(database, runs.fail_lost) == []
     assert claim(database) is not None
 
 
+def test_what_is_written_anew_after_a_cut_is_no_step_ahead(database: Database, target_id: int) -> None:
+    add(database)
+    run = run_now(database)
+    job_id = score(database, claimed(database), target_id, ["a"])
+    execute(database, "UPDATE jobs SET state = 'succeeded', finished_at = now() WHERE id = :id", id=job_id)
+    for number in range(runs.MOST_DEATHS + 1):
+        lease = claimed(database, runner=f"host:1:{number}")
+        do(database, runs.note_written, lease.token, {}, RunProgress(rows_written=100_000))
+        do(database, runs.note_progress, lease.token, RunProgress(rows_written=150_000))
+        expire(database, lease)
+    assert do(database, runs.fail_lost) == [run.id]
+
+    run = run_now(database)
+    job_id = score(database, claimed(database), target_id, ["a"])
+    execute(database, "UPDATE jobs SET state = 'succeeded', finished_at = now() WHERE id = :id", id=job_id)
+    for number in range(runs.MOST_DEATHS + 1):  # the first gets on, the others only do the same again
+        lease = claimed(database, runner=f"host:1:{number}")
+        do(database, runs.note_written, lease.token, {"parts": 1}, RunProgress(rows_written=1))
+        expire(database, lease)
+    assert do(database, runs.fail_lost) == [run.id]
+
+
+def test_who_was_cut_off_from_postgres_did_not_die(database: Database) -> None:
+    add(database)
+    run_now(database)
+    for _ in range(2 * runs.MOST_DEATHS):
+        expire(database, claimed(database, runner="host:1:a"))
+    assert do(database, runs.fail_lost) == []
+    assert query(database, "SELECT deaths FROM runs") == [(0,)]
+    claimed(database, runner="host:1:b")
+    assert query(database, "SELECT deaths FROM runs") == [(1,)]
+
+
+def test_a_run_of_a_callers_own_that_is_lost_is_not_waited_for(database: Database) -> None:
+    lease = do(database, runs.open_run, spec(), runner="me:0:a", lease=MINUTE)
+    for number in range(runs.MOST_DEATHS):
+        expire(database, lease)
+        lease = do(database, runs.claim_one, lease.run.id, runner=f"me:0:{number}", lease=MINUTE)
+    with pytest.raises(WrongState, match="carried out by another process: wait"):
+        do(database, runs.claim_one, lease.run.id, runner="me:0:b", lease=MINUTE)
+    expire(database, lease)
+    with pytest.raises(WrongState, match="6 processes .* died, one after the other; begin a new one"):
+        do(database, runs.claim_one, lease.run.id, runner="me:0:b", lease=MINUTE)
+
+
 def test_leases_of_a_runner_that_died_are_over_at_once(database: Database) -> None:
     add(database)
     run = run_now(database)
-    lease = claimed(database)
+    lease = claimed(database, runner="host:11:a")
     assert claim(database) is None
-    holder = query(database, "SELECT runner FROM runs WHERE id = :id", id=run.id)[0][0]
-    assert do(database, runs.rescue, holder) == 1
+    assert do(database, runs.rescue, "host:1") == 0
+    assert do(database, runs.rescue, "host:11") == 1
     again = claimed(database)
     assert (again.run.id, again.attempt) == (run.id, 2)
     assert again.token != lease.token

@@ -224,6 +224,36 @@ def test_many_ticks_at_once_make_each_run_once(database: Database) -> None:
     assert query(database, "SELECT count(DISTINCT (schedule_id, due_at)) AS n FROM runs")[0].n == 80
 
 
+def test_a_job_that_is_being_sealed_holds_up_no_other(
+    database: Database, target_id: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(schedules, "LOCK_SECONDS", 0.2)
+    add(database, "first", now=START, overlap="cancel")
+    tick(database, FIRST)
+    job_id = score(database, claimed(database), target_id, ["a"])
+    add(database, "second", now=FIRST, overlap="cancel")
+    with database.transaction() as sealing:
+        jobs.lock(sealing, job_id)
+        with caplog.at_level(logging.WARNING):
+            assert tick(database, FIRST + DAY) == 1
+    assert "schedule first: " in caplog.text
+    assert "lock timeout" in caplog.text
+    assert [run.due_at for run in history(database, "second")] == [FIRST + DAY]
+    assert get(database, "first").next_due_at == FIRST + DAY
+    assert tick(database, FIRST + DAY) == 1  # nor is it forgotten
+    assert [run.state for run in history(database, "first")] == ["cancelled", "queued"]
+
+
+def test_a_schedule_that_cannot_be_read_holds_up_no_other(database: Database, caplog: pytest.LogCaptureFixture) -> None:
+    add(database, "first", now=START)
+    add(database, "second", now=START)
+    execute(database, "UPDATE schedules SET cron = 'whenever', timezone = '' WHERE name = 'first'")
+    with caplog.at_level(logging.WARNING):
+        assert tick(database, FIRST) == 1
+    assert "schedule first: " in caplog.text
+    assert len(history(database, "second")) == 1
+
+
 def test_a_zone_that_this_machine_does_not_know_holds_up_no_other(
     database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:

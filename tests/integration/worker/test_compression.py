@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ import psutil
 import pytest
 
 from contracts.compression import CompressionSpec, StepResult
+from contracts.events import CreatedModel, JobData
 from contracts.jobs import JobInfo
 from contracts.models import ModelSpec
 from contracts.names import COMPRESSION_POOL
@@ -23,6 +25,7 @@ from contracts.preflight import ModelSize, needs
 from contracts.recipes import Dataset, Evaluation, parse_recipe
 from contracts.settings import Settings
 from contracts.states import JobState
+from producer import verify_webhook
 from producer.compression import submission
 from producer.compression.submission import Terms
 from storage import compressions, control, jobs, models, rescue, workers
@@ -32,6 +35,7 @@ from storage.database import Database
 from storage.workers import WorkerReport
 from tests import standin_step
 from tests.jobs import claim, claimed, execute, expire, finish, make_model, outage, query, submit
+from tests.receiver import Receiver, add_endpoint, delivering
 from worker.compression.process import CompressionProcess
 
 COMMAND = (sys.executable, str(Path(standin_step.__file__)))
@@ -264,6 +268,39 @@ def test_a_shortage_of_memory_is_waited_out(shop: Shop, monkeypatch: pytest.Monk
     assert shop.job(job_id).state is JobState.SUCCEEDED
 
 
+def test_a_shortage_of_memory_that_lasts_fails_the_job(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_id = shop.submit(shop.model(), FIRST)
+    monkeypatch.setattr("worker.compression.room.free_memory", lambda: 1000)
+    for _ in range(3):  # each by a process of its own, on one host
+        assert shop.job(job_id).state in (JobState.QUEUED, JobState.RUNNING)
+        rested(shop)
+        with shop.process(compression_step_seconds=20.0) as process:
+            assert process.serve(COMPRESSION_POOL)
+    job = shop.job(job_id)
+    assert (job.state, job.error_code) == (JobState.FAILED, "does_not_fit")
+    assert job.error_message is not None
+    assert "needs about 0.5 GB, and 0.0 of" in job.error_message
+    assert "the job has rested for it for 30 s" in job.error_message
+
+
+def test_what_needs_more_disk_than_the_host_has_is_left_to_one_with_both(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.compression.room.shutil.disk_usage", lambda _: SimpleNamespace(free=1))
+    larger = WorkerReport("other:1", COMPRESSION_POOL, "cpu", 1, 0, [], 0, 2**40, 0, 0, disk_free=2**40)
+    with shop.database.transaction() as connection:
+        workers.report(connection, larger)
+    job_id = shop.submit(shop.model(), FIRST)
+    with shop.process() as process:
+        assert process.serve(COMPRESSION_POOL)
+        rests(shop, job_id, "it needs about 0.5 GB of memory and 0.0 GB of disk, which another host has")
+        with shop.database.transaction() as connection:
+            workers.report(connection, replace(larger, memory_limit=1000))
+        rested(shop)
+        assert process.serve(COMPRESSION_POOL)
+    assert shop.job(job_id).error_code == "does_not_fit"
+
+
 def test_what_needs_more_memory_than_the_host_has_is_left_to_a_larger_one(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -274,7 +311,7 @@ def test_what_needs_more_memory_than_the_host_has_is_left_to_a_larger_one(
     job_id = shop.submit(shop.model(), FIRST)
     with shop.process() as process:
         assert process.serve(COMPRESSION_POOL)
-        rests(shop, job_id, "it needs about 0.5 GB of memory, which another host has")
+        rests(shop, job_id, "it needs about 0.5 GB of memory and 0.0 GB of disk, which another host has")
         with shop.database.transaction() as connection:
             workers.forget(connection, larger.name)
         rested(shop)
@@ -555,6 +592,28 @@ def test_a_step_that_was_done_forgets_the_deaths_before_it(shop: Shop, eventuall
         eventually(asleep(shop, job_id, 2))
         assert shop.shard(job_id).deaths == 0
         process.drain()
+
+
+def test_the_end_is_announced_with_the_model(shop: Shop, eventually: Eventually) -> None:
+    receiver = Receiver()
+    try:
+        _, secret = add_endpoint(shop.database, receiver.url())
+        spec = CompressionSpec(name="small", recipe=parse_recipe([FIRST]))
+        parent, terms = shop.model(), Terms({"night": 7}, None, None, receiver.url())
+        job_id = submission.submit(shop.database, parent, spec, terms).job_id
+        with shop.process() as process, delivering(shop.database):
+            assert process.serve(COMPRESSION_POOL)
+            eventually(lambda: len(receiver.requests) == 2)
+    finally:
+        receiver.close()
+    events = {
+        event.type: event.data for event in (verify_webhook(r.body, r.headers, secret) for r in receiver.requests)
+    }
+    assert set(events) == {"model.created", "job.completed"}
+    told = events["model.created"]
+    assert isinstance(told, JobData)
+    assert (told.id, told.metadata) == (job_id, {"night": 7})
+    assert told.created == CreatedModel(model="small@1", digest=shop.made(job_id).digest, verdict="not evaluated")
 
 
 def test_each_pool_has_workers_of_its_own(shop: Shop) -> None:

@@ -134,7 +134,20 @@ def test_a_teacher_that_failed_says_why(database: Database) -> None:
         done(database, job_id)
 
 
-def test_a_teacher_that_nobody_computes_is_not_waited_for_for_ever(database: Database) -> None:
+def test_after_a_standstill_the_teacher_has_time_to_be_taken_up(database: Database) -> None:
+    job_id = submit(database, make_target(database), TEXTS)
+    execute(database, "UPDATE jobs SET queued_at = now() - interval '1 hour'")
+
+    def pause(_: float) -> None:
+        finish(database, claimed(database))
+
+    assert teachers.wait(patient(database), job_id, job_id, lambda *_: None, pause, 60).state.terminal
+
+
+def test_a_teacher_that_nobody_computes_is_not_waited_for_for_ever(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(teachers, "LEAST_SECONDS", 0.0)
     job_id = submit(database, make_target(database), TEXTS)
 
     def wait(seconds: float) -> None:

@@ -56,8 +56,12 @@ def test_what_cannot_be_done_now_holds_up_nothing_else(
 
     monkeypatch.setattr(Tickets, "depth", no_broker)
     monkeypatch.setattr(control, "expire_due", no_expiry)
+    execute(database, "ALTER TABLE schedules RENAME next_due_at TO later")  # nobody thought of it
+    abandoned = open_job(database, make_target(database))
+    execute(database, "UPDATE jobs SET received_at = now() - interval '1 hour' WHERE id = :id", id=abandoned)
     with Tickets(broker_url) as tickets:
         maintenance.tick(settings, database, tickets)
     [row] = query(database, "SELECT state, not_before - now() AS rest FROM shards")
     assert row.state == "queued"
     assert row.rest > timedelta(0)
+    assert query(database, "SELECT FROM jobs WHERE id = :id", id=abandoned) == []

@@ -46,7 +46,7 @@ def test_a_tick_purges_when_it_is_time(database: Database, caplog: pytest.LogCap
     assert thread is not None
     assert purge_when_due(SETTINGS, database) is None
     thread.join(30)
-    assert "purged 1 jobs with 2 items, 2 results, 2 inputs" in caplog.text
+    assert "purged 1 jobs with 2 items, 0 runs, 2 results, 2 inputs" in caplog.text
     assert query(database, "SELECT count(*) FROM jobs") == [(0,)]
 
 
@@ -96,6 +96,7 @@ def test_the_command_says_what_would_go_and_removes_it(mill: Mill) -> None:
         assert [line.split() for line in found.splitlines()] == [
             ["jobs", "1"],
             ["items", "2"],
+            ["runs", "0"],
             ["results", "2"],
             ["inputs", "2"],
         ]

@@ -1,11 +1,10 @@
 """Which layers bear a step: what it costs when one of them alone is treated as the step treats all."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from transformers import PreTrainedModel
 
 from contracts.compression import Sensitivity
@@ -13,9 +12,10 @@ from contracts.errors import CompressionFailed
 from contracts.names import Task
 from contracts.recipes import PruneMagnitude, PruneStructured, Quantize, Step
 from worker.compression.artifacts import transformer_folder
-from worker.compression.evaluation.comparing import compare
+from worker.compression.evaluation.comparing import compare, lowered
 from worker.compression.evaluation.order import Artifact, EvaluationOrder
 from worker.compression.evaluation.outputs import compute, load
+from worker.compression.sampling import evenly
 from worker.engines.transformer import TransformerEngine
 from worker.loading import quiet
 from worker.onnx import GRAPH
@@ -89,16 +89,18 @@ def measure(
     for number, name in enumerate(chosen, 1):
         engine._module = treated(whole, subject.step, name)
         values = compute(engine, rows, subject.task).values
-        both = sorted(parent.keys() & values.keys())
-        if both:
-            before, after = ([of[row] for row in both] for of in (parent, values))
-            scores = compare(subject.task, before, after, [None] * len(both), subject.source.folder)
-            found.append(Sensitivity(step=subject.number, layer=name, fidelity=scores.fidelity["fidelity"]))
+        if parent:
+            fidelity = _fidelity(subject, parent, values)
+            found.append(Sensitivity(step=subject.number, layer=name, fidelity=fidelity))
         report(number / len(chosen))
     return found
 
 
-def evenly(count: int, most: int) -> list[int]:
-    """Places from the first to the last, at most so many."""
-    places = np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
-    return [int(place) for place in places]
+def _fidelity(subject: Subject, parent: Mapping[int, Any], values: Mapping[int, Any]) -> float:
+    """Over all rows that the source computes untreated; 0 in those that it does not compute treated."""
+    both = sorted(parent.keys() & values.keys())
+    if not both:
+        return 0.0
+    before, after = ([of[row] for row in both] for of in (parent, values))
+    scores = compare(subject.task, before, after, [None] * len(both), subject.source.folder)
+    return lowered(subject.task, scores, len(both) / len(parent)).fidelity["fidelity"]

@@ -1,6 +1,7 @@
 """A model written as an ONNX graph: traced by transformers' own exporter, and compared with what was traced."""
 
 import inspect
+from collections.abc import Sequence
 from itertools import chain, cycle, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,8 +20,11 @@ from contracts.names import Quantization, Task
 from contracts.recipes import Export
 from worker.compression.artifacts import KINDS, copy_others, notes_on, transformer_folder
 from worker.compression.order import Order, Outcome, Progress
+from worker.compression.sampling import evenly
 from worker.compression.silence import silence
 from worker.engines.padding import Ids, padded, padded_like
+from worker.engines.pairs import Pairs, PairTokenizer
+from worker.engines.text import TextTokenizer
 from worker.loading import gguf_file, load_module, load_tokenizer, quiet
 from worker.onnx import GRAPH, OnnxModule, load_graph, output_of
 
@@ -37,7 +41,7 @@ TEXT = (
 )
 """What is compared where the job has no rows to be evaluated on."""
 SAMPLE = 32
-"""Of these rows, so many are compared, from all over the file."""
+"""Of these rows, so many are compared at most, from all over the file."""
 
 
 class _Input(NamedTuple):
@@ -90,7 +94,7 @@ def run(step: Export, order: Order, progress: Progress) -> Outcome:
     progress(1.0, "done")
     said = f"The graph in ONNX Runtime is within {difference:.0e} of the torch model it was made of."
     if order.evaluate is not None:
-        said = f"{said[:-1]}, on {len(inputs)} of the rows that it is evaluated on."
+        said = f"{said[:-1]}, on {len(inputs)} rows of data."
     return Outcome(Quantization.NONE, [*notes_on(order.source), said])
 
 
@@ -127,23 +131,26 @@ def _name_axes(graph: onnx_ir.Graph) -> None:
 
 
 def _inputs(module: PreTrainedModel, folder: Path, order: Order) -> list[_Input]:
-    """What is compared as it is: rows of the evaluation that have tokens, where there are any, or else one text."""
-    tokenizer: Any = load_tokenizer(folder)
-    typed = order.task is Task.RERANK and "token_type_ids" in inspect.signature(module.forward).parameters
-    found = []
-    for parts in [*_texts(order.evaluate), (TEXT,)]:
-        encoded = tokenizer(*parts, truncation=True, max_length=_longest(module))
-        if encoded["input_ids"]:
-            types = encoded.get("token_type_ids") if typed else None
-            found.append(_Input(np.array(encoded["input_ids"], np.int32), types and np.array(types, np.int32)))
-    return found[:-1] or found
+    """What is compared as it is: rows of the evaluation that have tokens, where there are any, or else one of ours."""
+    lines = [] if order.evaluate is None else order.evaluate.read_bytes().splitlines()
+    payloads = [orjson.loads(lines[place])["input"] for place in evenly(len(lines), SAMPLE)]
+    if order.task is Task.RERANK:
+        firsts = [{"query": one["query"], "documents": one["documents"][:1]} for one in payloads]
+        return _pairs(module, folder, firsts) or _pairs(module, folder, [{"query": TEXT, "documents": [TEXT]}])
+    tokenizer = TextTokenizer(folder, module.config, _longest(module))
+    return _single(tokenizer, payloads) or _single(tokenizer, [TEXT])
 
 
-def _texts(rows: Path | None) -> list[tuple[str, ...]]:
-    """Of rows from all over a file: a text each, or a query with its first document."""
-    payloads = [] if rows is None else [orjson.loads(line)["input"] for line in rows.read_bytes().splitlines()]
-    chosen = payloads[:: max(len(payloads) // SAMPLE, 1)][:SAMPLE]
-    return [(one,) if isinstance(one, str) else (one["query"], one["documents"][0]) for one in chosen]
+def _single(tokenizer: TextTokenizer, texts: Sequence[str]) -> list[_Input]:
+    prepared = tokenizer.prepare(texts, {})
+    return [_Input(ids) for place, ids in enumerate(prepared.rows) if place not in prepared.errors]
+
+
+def _pairs(module: PreTrainedModel, folder: Path, rankings: Sequence[Any]) -> list[_Input]:
+    prepared = PairTokenizer(folder, module.config, _longest(module)).prepare(rankings, {})
+    pairs: list[Pairs] = [pair for place, pair in enumerate(prepared.rows) if place not in prepared.errors]
+    typed = "token_type_ids" in inspect.signature(module.forward).parameters
+    return [_Input(pair.ids[0], pair.types[0] if typed and pair.types else None) for pair in pairs]
 
 
 def _longest(module: PreTrainedModel) -> int:
@@ -159,7 +166,7 @@ def _difference(module: PreTrainedModel, folder: Path, task: Task, inputs: list[
     shapes = [[3], [17] * 4, [17, 5, 1, 9], [longest], [longest, 40]]
     passes = [inputs[start : start + 2] for start in range(0, len(inputs), 2)]
     for lengths in shapes:
-        rows = [tokens[start : start + length] for start, length in enumerate(lengths)]
+        rows = [tokens[start : start + min(length, longest)] for start, length in enumerate(lengths)]
         passes.append([_Input(np.array(row, np.int32)) for row in rows])
     return max(_apart(module, graph, rows, task) for rows in passes)
 

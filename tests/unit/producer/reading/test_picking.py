@@ -95,3 +95,12 @@ def test_values_of_a_template():
     assert fill([Decimal("1.50"), True]) == "1.50|true"
     assert fill([{"x": [1]}, None]) == '{"x":[1]}|'
     assert fill([None, None]) is None
+
+
+def test_the_id_as_the_input(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"id": "one", "more": 1}\n{"id": "two"}\n')
+    (tmp_path / "a.csv").write_text("id,more\none,1\ntwo,\n")
+    for name in ("a.jsonl", "a.csv"):
+        assert read(tmp_path / name, input="id") == [(None, "one"), (None, "two")]
+        assert read(tmp_path / name, input="id", id="id") == [("one", "one"), ("two", "two")]
+        assert read(tmp_path / name, template="{id}") == [("one", "one"), ("two", "two")]

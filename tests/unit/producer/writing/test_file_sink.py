@@ -2,8 +2,12 @@
 
 import gzip
 import os
+import signal
+import subprocess
+import sys
 from datetime import date
 from pathlib import Path
+from textwrap import dedent
 
 import fsspec
 import pyarrow as pa
@@ -78,6 +82,32 @@ def test_a_file_elsewhere_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert fs.cat(f"{folder}/a.csv.gz") == before
     assert fs.ls(folder, detail=False) == [f"{folder}/a.csv.gz"]
     fs.rm(folder, recursive=True)
+
+
+@pytest.mark.parametrize("task", [Task.CLASSIFY, Task.GENERATE])
+def test_what_a_killed_attempt_left_goes_with_the_next(tmp_path: Path, task: Task) -> None:
+    """A child is killed while it writes; only its own run's next attempt clears up after it."""
+    code = """
+        import os, signal, sys
+        from contracts.names import Task
+        from contracts.sinks import BatchFileSink, FileSink
+        from producer.writing import open_sink
+        from tests.results import StoredResults
+        sink, task, job = sys.argv[1], Task(sys.argv[2]), __import__("uuid").UUID(sys.argv[3])
+        output = {"text": "x", "finish_reason": "stop"} if task is Task.GENERATE else [{"label": "x", "score": 0.5}]
+        results = StoredResults([output, None] * 60_000, task, job_id=job, page=10_000)
+        spec = BatchFileSink(url=sink) if task is Task.GENERATE else FileSink(url=sink)
+        die = sys.argv[4] == "die"
+        open_sink(spec).write(results, None, lambda *_: os.kill(os.getpid(), signal.SIGKILL) if die else None)
+    """
+    files = 2 if task is Task.GENERATE else 1
+    for job, end, left in (("1", "die", files), ("2", "die", 2 * files), ("2", "die", 2 * files), ("2", "live", files)):
+        job_id = f"0199f0e4-8c00-7000-8000-00000000000{job}"
+        arguments = [sys.executable, "-c", dedent(code), str(tmp_path / "out.jsonl"), task, job_id, end]
+        done = subprocess.run(arguments, cwd=Path(__file__).parents[4], check=False)
+        assert done.returncode == (0 if end == "live" else -signal.SIGKILL)
+        assert len(list(tmp_path.glob(".*.partial"))) == left
+    assert len(list(tmp_path.glob("out*.jsonl"))) == files
 
 
 def test_stores_that_do_not_answer_or_are_not_there(tmp_path: Path) -> None:

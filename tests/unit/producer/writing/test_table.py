@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from sqlalchemy import JSON, Column, Integer, MetaData, String, Table
 from sqlalchemy.dialects import mysql
+from sqlalchemy.schema import CreateTable
 
 from contracts.errors import InvalidRequest, SinkUnavailable
 from contracts.names import Task
 from contracts.sinks import SqlSink
 from producer.writing import Writer, open_sink
-from producer.writing.plan import Plan
+from producer.writing.plan import Plan, id_type
 from producer.writing.upsert import statement
 from tests.results import Cut, Notes, StoredResults, model_of
 
@@ -207,3 +208,11 @@ def test_the_words_of_mysql() -> None:
         "INSERT INTO scores (id, output, label) VALUES (%s, %s, %s) "
         "ON DUPLICATE KEY UPDATE output = VALUES(output), label = VALUES(label)"
     )
+
+
+@pytest.mark.parametrize(("mariadb", "collation"), [(False, "utf8mb4_0900_bin"), (True, "utf8mb4_nopad_bin")])
+def test_ids_of_mysql_differ_by_case_and_by_blanks(*, mariadb: bool, collation: str) -> None:
+    dialect = mysql.dialect(is_mariadb=mariadb)
+    table = Table("scores", MetaData(), Column("id", id_type(dialect), primary_key=True))
+    words = str(CreateTable(table).compile(dialect=dialect))
+    assert f"id VARCHAR(512) CHARACTER SET utf8mb4 COLLATE {collation} NOT NULL" in words

@@ -1,11 +1,15 @@
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from contracts.errors import DoesNotFit
+from contracts.names import COMPRESSION_POOL
 from contracts.preflight import Need
+from storage.workers import SeenWorker
 from worker.compression.room import all_memory, check, free_memory
+from worker.compression.supervision import Postponed
 
 
 @pytest.mark.parametrize(
@@ -31,6 +35,17 @@ def test_the_disk_is_looked_at_for_all_that_follows(tmp_path: Path) -> None:
         check(ahead[:1], tmp_path, missing=share)
     with pytest.raises(DoesNotFit, match="it writes about"):
         check([], tmp_path, missing=2 * share)
+
+
+@pytest.mark.parametrize(
+    ("memory", "disk", "left"), [(2**61, 2**61, True), (2**61, None, True), (2**61, 0, False), (0, 2**61, False)]
+)
+def test_what_fits_another_host_is_left_to_it(memory: int, disk: int | None, left: bool, tmp_path: Path) -> None:
+    at = datetime.now(UTC)
+    other = SeenWorker("other:1", COMPRESSION_POOL, "cpu", 1, 0, [], 0, memory, 0, 0, at, at, disk)
+    for need in (Need("step", 10**18, 10**6), Need("step", 10**6, 10**18)):
+        with pytest.raises(Postponed if left else DoesNotFit):
+            check([need], tmp_path, hosts=[other])
 
 
 def test_a_container_has_what_its_control_group_may_take(tmp_path: Path) -> None:

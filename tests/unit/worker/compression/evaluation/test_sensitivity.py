@@ -13,7 +13,9 @@ from contracts.recipes import parse_recipe
 from tests.models import MINILM, variant
 from worker.compression.evaluation import sensitivity
 from worker.compression.evaluation.order import Artifact, EvaluationOrder
-from worker.compression.evaluation.sensitivity import Subject, evenly, measure, subject
+from worker.compression.evaluation.outputs import Outputs
+from worker.compression.evaluation.sensitivity import Subject, measure, subject
+from worker.compression.sampling import evenly
 
 MAGNITUDE = {"step": "prune", "method": "magnitude", "keep_ratio": 0.5}
 NF4 = {"step": "quantize", "method": "nf4"}
@@ -58,6 +60,22 @@ def test_time_and_layers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     found = measure(subject_of(MINILM, NF4), sentences(100))
     assert [layer.layer for layer in found] == [f"encoder.layer.{number}" for number in (0, 2, 5)]
     assert computed == [64, 8, 8, 8, 8]
+
+
+def test_a_layer_that_loses_rows_is_lowered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that only the untreated model computes count as lost; a layer that loses all bears nothing."""
+    monkeypatch.setattr(sensitivity, "LAYERS", 3)
+    compute = sensitivity.compute
+    kept = iter([12, 12, 6, 0])
+
+    def losing(engine: Any, payloads: list[str], task: Task) -> Outputs:
+        found = compute(engine, payloads, task)
+        return Outputs({row: found.values[row] for row in range(next(kept))}, {})
+
+    whole = [layer.fidelity for layer in measure(subject_of(MINILM, NF4), sentences(12))]
+    monkeypatch.setattr(sensitivity, "compute", losing)
+    found = [layer.fidelity for layer in measure(subject_of(MINILM, NF4), sentences(12))]
+    assert found == [pytest.approx(whole[0]), pytest.approx(whole[1] / 2, rel=0.02), 0.0]
 
 
 def test_evenly() -> None:

@@ -15,7 +15,7 @@ from contracts.names import Quantization, Task
 from contracts.recipes import Export
 from tests.graphs import cut, exported, run
 from tests.models import MINILM, SMOLLM2, model_spec
-from worker.compression.artifacts import KINDS
+from worker.compression.artifacts import KINDS, save
 from worker.compression.steps import export
 from worker.engines.embed import EmbedEngine
 from worker.engines.rerank import RerankEngine
@@ -122,12 +122,24 @@ def test_the_rows_of_the_evaluation_are_compared(small: Path, tmp_path: Path, mo
 
     monkeypatch.setattr(export, "load_module", changed)
     _, outcome = run(Export(), small, tmp_path / "graph", Task.EMBED, rows_file(tmp_path, texts))
-    assert any("on 32 of the rows that it is evaluated on" in note for note in outcome.notes)
+    assert any("on 32 rows of data" in note for note in outcome.notes)
     assert len(seen) >= 32 / 2 + 5
     assert max(length for _, length in seen) == 510
     spoiled = f"zebra {texts[1]}"
     with pytest.raises(CompressionFailed, match="bert gives other numbers in ONNX Runtime than in torch"):
         run(Export(), small, tmp_path / "spoiled", Task.EMBED, rows_file(tmp_path, [texts[2], spoiled]))
+
+
+def test_few_positions_are_enough(small: Path, tmp_path: Path) -> None:
+    """A model of 24 positions, fewer than the lengths that are compared have."""
+    module: Any = load_module(small, Quantization.NONE, "cpu", KINDS[Task.EMBED])
+    embeddings = module.embeddings
+    embeddings.position_embeddings.weight.data = embeddings.position_embeddings.weight.data[:24]
+    module.config.max_position_embeddings = 24
+    save(module, small, tmp_path / "short")
+    rows = rows_file(tmp_path, [*sentences(3), "word " * 600])
+    _, outcome = run(Export(), tmp_path / "short", tmp_path / "graph", Task.EMBED, rows)
+    assert any("on 4 rows of data" in note for note in outcome.notes)
 
 
 def test_a_cross_encoder_reads_token_types(reranker: Path, tmp_path: Path) -> None:
