@@ -53,5 +53,6 @@ def worker(**changes: Any) -> SeenWorker:
         "tokens": 0,
         "started_at": BEGIN,
         "seen_at": BEGIN,
+        "disk_free": None,
     }
     return SeenWorker(**(values | changes))
