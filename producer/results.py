@@ -21,7 +21,7 @@ from storage.pages import Page
 
 PAGE_BYTES = 32 * 2**20
 """What the vectors of a page may take; Postgres ends at a gigabyte a value."""
-PAGE_ITEMS = 10_000
+PAGE_ITEMS = 4_000
 PAGE_DOCUMENTS = 1_000
 """Items of a page whose outputs are JSON of unknown size."""
 PAGES_AHEAD = 2
