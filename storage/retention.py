@@ -32,9 +32,9 @@ class Purged:
 
     jobs: int
     items: int
+    runs: int
     results: int
     inputs: int
-    runs: int = 0
 
 
 def purge(database: Database, retention: Retention) -> Purged:
@@ -51,7 +51,7 @@ def purge(database: Database, retention: Retention) -> Purged:
     if retention.results is not None:
         results = unused.delete_results(database, retention.results)
         inputs = unused.delete_inputs(database, retention.results)
-    return Purged(jobs, items, results, inputs, runs)
+    return Purged(jobs, items, runs, results, inputs)
 
 
 def preview(database: Database, retention: Retention) -> Purged:
@@ -65,4 +65,4 @@ def preview(database: Database, retention: Retention) -> Purged:
         jobs, items = oldjobs.count(connection, retention.jobs)
         runs = oldruns.count(connection, retention.jobs)
         results, inputs = unused.count(connection, retention.jobs, retention.results)
-    return Purged(jobs, items, results, inputs, runs)
+    return Purged(jobs, items, runs, results, inputs)

@@ -81,9 +81,9 @@ def test_all_of_an_old_job_goes_and_then_what_nobody_refers_to(database: Databas
     old = done(database, target_id, "abc", days=8)
     new = done(database, target_id, "cd", days=6)
     age_facts(database, 31)
-    assert retention.preview(database, WEEK) == Purged(jobs=1, items=3, results=2, inputs=2)
-    assert retention.purge(database, WEEK) == Purged(jobs=1, items=3, results=2, inputs=2)
-    assert retention.purge(database, WEEK) == retention.preview(database, WEEK) == Purged(0, 0, 0, 0)
+    assert retention.preview(database, WEEK) == Purged(jobs=1, items=3, runs=0, results=2, inputs=2)
+    assert retention.purge(database, WEEK) == Purged(jobs=1, items=3, runs=0, results=2, inputs=2)
+    assert retention.purge(database, WEEK) == retention.preview(database, WEEK) == Purged(0, 0, 0, 0, 0)
     with pytest.raises(JobNotFound), database.transaction() as connection:
         jobs.get(connection, old)
     kept = read(database, new, target_id)
@@ -97,10 +97,10 @@ def test_results_and_inputs_outlive_their_jobs_until_they_are_old_themselves(
 ) -> None:
     done(database, target_id, "ab", days=8)
     age_facts(database, 29)
-    assert retention.purge(database, WEEK) == Purged(jobs=1, items=2, results=0, inputs=0)
+    assert retention.purge(database, WEEK) == Purged(jobs=1, items=2, runs=0, results=0, inputs=0)
     age_facts(database, 31)
     assert submit(database, target_id, "b")  # had from the cache, and is referred to again
-    assert retention.purge(database, WEEK) == Purged(jobs=0, items=0, results=1, inputs=1)
+    assert retention.purge(database, WEEK) == Purged(jobs=0, items=0, runs=0, results=1, inputs=1)
     assert counts(database)[4:] == (1, 1)
 
 
@@ -109,7 +109,7 @@ def test_a_result_stays_with_the_target_that_its_job_computes(database: Database
     done(database, target_id, "a", days=8)
     kept = done(database, other, "a")
     age_facts(database, 31)
-    assert retention.purge(database, WEEK) == Purged(jobs=1, items=1, results=1, inputs=0)
+    assert retention.purge(database, WEEK) == Purged(jobs=1, items=1, runs=0, results=1, inputs=0)
     assert read(database, kept, other).present.all()
 
 
@@ -117,7 +117,7 @@ def test_an_input_stays_as_long_as_it_has_a_result(database: Database, target_id
     done(database, target_id, "ab", days=8)
     age_facts(database, 31)
     execute(database, "UPDATE results SET shard_id = uuidv7() WHERE input_id = (SELECT min(input_id) FROM results)")
-    assert retention.purge(database, WEEK) == Purged(jobs=1, items=2, results=1, inputs=1)
+    assert retention.purge(database, WEEK) == Purged(jobs=1, items=2, runs=0, results=1, inputs=1)
 
 
 @pytest.mark.parametrize("state", ["receiving", "queued", "running", "paused"])
@@ -130,7 +130,7 @@ def test_a_job_that_is_not_terminal_stays_whatever_its_age(database: Database, t
         execute(database, "UPDATE jobs SET state = :state WHERE id = :id", state=state, id=job_id)
     age_job(database, job_id, 400)
     age_facts(database, 400)
-    assert retention.purge(database, WEEK) == Purged(jobs=1, items=2, results=1, inputs=1)
+    assert retention.purge(database, WEEK) == Purged(jobs=1, items=2, runs=0, results=1, inputs=1)
     assert counts(database)[:2] == (1, 2)
     assert counts(database)[4:] == (1, 2)
 
@@ -139,11 +139,11 @@ def test_nothing_goes_that_is_to_be_kept_for_ever(database: Database, target_id:
     done(database, target_id, "ab", days=10_000)
     age_facts(database, 10_000)
     before = counts(database)
-    assert retention.preview(database, Retention(None, None)) == Purged(0, 0, 0, 0)
-    assert retention.purge(database, Retention(None, None)) == Purged(0, 0, 0, 0)
+    assert retention.preview(database, Retention(None, None)) == Purged(0, 0, 0, 0, 0)
+    assert retention.purge(database, Retention(None, None)) == Purged(0, 0, 0, 0, 0)
     assert counts(database) == before
-    assert retention.preview(database, Retention(DAY, None)) == Purged(1, 2, 0, 0)
-    assert retention.purge(database, Retention(DAY, None)) == Purged(1, 2, 0, 0)
+    assert retention.preview(database, Retention(DAY, None)) == Purged(1, 2, 0, 0, 0)
+    assert retention.purge(database, Retention(DAY, None)) == Purged(1, 2, 0, 0, 0)
 
 
 def test_a_job_stays_until_its_last_event_was_delivered(database: Database, target_id: int) -> None:
@@ -189,7 +189,7 @@ def test_a_purge_that_died_is_made_up_for(database: Database, target_id: int, mo
     with pytest.raises(JobNotFound, match="removed"):
         read(database, job_id, target_id)
     age_facts(database, 31)
-    assert retention.purge(database, WEEK) == Purged(jobs=0, items=5, results=5, inputs=5)
+    assert retention.purge(database, WEEK) == Purged(jobs=0, items=5, runs=0, results=5, inputs=5)
     assert len(read(database, kept, target_id).positions) == 3
 
 
@@ -245,7 +245,7 @@ def test_a_client_that_hangs_in_a_chunk_holds_up_the_purge_and_not_the_others(
             with pytest.raises(DatabaseBusy, match="a client may hang"):
                 purging.result(20)
     # The job that came meanwhile holds the result now.
-    assert retention.purge(database, WEEK) == Purged(0, 0, 0, 0)
+    assert retention.purge(database, WEEK) == Purged(0, 0, 0, 0, 0)
 
 
 @pytest.mark.parametrize("moment", ["before the pass", "after the pass", "after the first batch"])
@@ -276,7 +276,7 @@ def test_what_arrives_during_a_purge_keeps_what_it_refers_to(
 
     monkeypatch.setattr(unused, "_plan", planning)
     monkeypatch.setattr(unused, "_delete_batch", deleting)
-    assert retention.purge(database, WEEK) == Purged(jobs=1, items=4, results=3, inputs=3)
+    assert retention.purge(database, WEEK) == Purged(jobs=1, items=4, runs=0, results=3, inputs=3)
     seal(database, receiving, target_id)
     page = read(database, receiving, target_id)
     assert (page.present.tolist(), page.cached.tolist()) == ([True], [True])

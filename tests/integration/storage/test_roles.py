@@ -155,7 +155,7 @@ def test_a_job_passes_from_role_to_role(open_as: Callable[[str], Database]) -> N
     assert query(reader, "SELECT count(*) FROM results") == [(3,)]
     assert query(reader, "SELECT url, disabled_reason FROM webhook_endpoints") == [("https://example.org/hook", "gone")]
     now = Retention(timedelta(microseconds=1), timedelta(microseconds=1))
-    assert retention.purge(worker, now) == Purged(jobs=1, items=3, results=2, inputs=2)
+    assert retention.purge(worker, now) == Purged(jobs=1, items=3, runs=0, results=2, inputs=2)
 
 
 def test_so_does_a_run_of_a_schedule(open_as: Callable[[str], Database]) -> None:
