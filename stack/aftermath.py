@@ -16,7 +16,7 @@ def release_leases(database_url: str, pid: int) -> None:
 
 
 def _release(database_url: str, pid: int) -> None:
-    from storage import rescue, runs  # here: a supervisor whose workers live has no use for it
+    from storage import lostruns, rescue  # here: a supervisor whose workers live has no use for it
     from storage.database import Database
 
     name = f"{socket.gethostname()}:{pid}"
@@ -24,7 +24,7 @@ def _release(database_url: str, pid: int) -> None:
         with Database(database_url, pool_size=1, transaction_seconds=30.0) as database:
             released = len(rescue.rescue(database, name))
             with database.transaction() as connection:
-                released += runs.rescue(connection, name)
+                released += lostruns.rescue(connection, name)
     except Exception as error:  # whatever it is, the stack goes on
         log.warning("the leases of process %d are left to expire: %s", pid, error)
     else:

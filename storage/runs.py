@@ -20,12 +20,12 @@ from storage import control, events, jobs
 
 MOST_DEATHS = 5
 """A run that so many processes died of, one after the other, without getting on, fails."""
-_LOST = f"{MOST_DEATHS + 1} processes that carried it out died, one after the other"
+LOST = f"{MOST_DEATHS + 1} processes that carried it out died, one after the other"
 MAX_MESSAGE = 2_000
 """Characters of an error's message that are kept."""
 
 OPEN = "runs.state IN ('queued', 'reading', 'scoring', 'writing')"
-_HELD = "runs.state IN ('reading', 'writing')"
+HELD = "runs.state IN ('reading', 'writing')"
 _ENDED_JOB = f"jobs.state IN ({', '.join(repr(str(state)) for state in sorted(TERMINAL_JOB_STATES))})"
 
 _SELECT = """
@@ -71,15 +71,6 @@ _CLAIM_ONE = text(f"""
         SELECT runs.id FROM runs LEFT JOIN jobs ON jobs.id = runs.job_id
         WHERE runs.id = :id AND {_READY} FOR NO KEY UPDATE OF runs
     ) {_TAKE}
-""")
-_RESCUE = text(f"""
-    UPDATE runs SET lease_expires_at = now()
-    WHERE starts_with(runner, :process || ':') AND token IS NOT NULL AND {_HELD}
-""")
-_FAIL_LOST = text(f"""
-    UPDATE runs SET state = 'failed', token = NULL, lease_expires_at = NULL, finished_at = now(), written = NULL,
-                    error_code = 'runner_lost', error_message = :message
-    WHERE {_HELD} AND lease_expires_at < now() AND deaths >= :most_deaths RETURNING id
 """)
 _CANCEL = text(f"""
     UPDATE runs SET state = 'cancelled', token = NULL, lease_expires_at = NULL, finished_at = now(),
@@ -151,13 +142,13 @@ def claim_one(connection: Connection, run_id: UUID, *, runner: str, lease: timed
     if run.state is RunState.SCORING:
         raise WrongState(f"run {run_id} waits for its job {run.job_id}")
     if row.deaths >= MOST_DEATHS and row.over:
-        raise WrongState(f"run {run_id} cannot be gone on with: {_LOST}; begin a new one")
+        raise WrongState(f"run {run_id} cannot be gone on with: {LOST}; begin a new one")
     raise WrongState(f"run {run_id} is {run.state}, carried out by another process: wait until its lease is over")
 
 
 def renew(connection: Connection, token: UUID, lease: timedelta) -> bool:
     """Heartbeat: extend the lease; whether it still holds its run."""
-    statement = text(f"UPDATE runs SET lease_expires_at = clock_timestamp() + :lease WHERE token = :token AND {_HELD}")
+    statement = text(f"UPDATE runs SET lease_expires_at = clock_timestamp() + :lease WHERE token = :token AND {HELD}")
     return connection.execute(statement, {"token": token, "lease": lease}).rowcount > 0
 
 
@@ -286,20 +277,6 @@ def fail(connection: Connection, token: UUID, code: str, message: str) -> None:
     events.announce_run(connection, get(connection, run_id), Event.RUN_FAILED)
 
 
-def rescue(connection: Connection, process: str) -> int:
-    """Let the leases be over of a process `host:pid` that is known to have died; how many these are."""
-    return connection.execute(_RESCUE, {"process": process}).rowcount
-
-
-def fail_lost(connection: Connection) -> list[UUID]:
-    """Reading, writing -> failed, of runs that cost one process after the other its life; which these are."""
-    message = f"{_LOST}; their logs may say of what"
-    failed = list(connection.execute(_FAIL_LOST, {"message": message, "most_deaths": MOST_DEATHS}).scalars())
-    for run_id in failed:
-        events.announce_run(connection, get(connection, run_id), Event.RUN_FAILED)
-    return failed
-
-
 def cancel(connection: Connection, run_id: UUID, reason: str | None = None) -> bool:
     """Queued, reading, scoring, writing -> cancelled, and its job with it; whether this call did it.
 
@@ -392,7 +369,7 @@ _JSON = ("progress", "written", "changes", "drift")
 
 def _fenced(connection: Connection, change: str, token: UUID, state: RunState | None = None, **values: Any) -> UUID:
     """Change the run that the token holds, in that state or in either; which run it is."""
-    holds = _HELD if state is None else f"state = '{state}'"
+    holds = HELD if state is None else f"state = '{state}'"
     statement = text(f"UPDATE runs SET {change} WHERE token = :token AND {holds} RETURNING id").bindparams(
         *(bindparam(name, type_=JSONB(none_as_null=True)) for name in _JSON if name in values)
     )

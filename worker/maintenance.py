@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from contracts.errors import BatchmillError
 from contracts.settings import Settings
-from storage import claims, control, jobs, oldjobs, rescue, runs, schedules
+from storage import claims, control, jobs, lostruns, oldjobs, rescue, schedules
 from storage.broker import Tickets
 from storage.database import Database
 from worker.purging import purge_when_due
@@ -100,7 +100,7 @@ def fail_lost_runs(database: Database) -> None:
         DatabaseUnavailable: Postgres does not answer.
     """
     with database.transaction() as connection:
-        lost = runs.fail_lost(connection)
+        lost = lostruns.fail(connection)
     for run_id in lost:
         log.error("run %s failed: the processes that carried it out died", run_id)
 

@@ -15,7 +15,20 @@ from contracts.names import COMPRESSION_POOL
 from contracts.params import COMPRESS
 from contracts.recipes import parse_recipe
 from contracts.states import DeliveryState, Priority
-from storage import compressions, deliveries, endpoints, inputs, jobs, models, retention, roles, runs, schedules, schema
+from storage import (
+    compressions,
+    deliveries,
+    endpoints,
+    inputs,
+    jobs,
+    lostruns,
+    models,
+    retention,
+    roles,
+    runs,
+    schedules,
+    schema,
+)
 from storage.database import Database
 from storage.deliveries import Outcome
 from storage.retention import Purged, Retention
@@ -182,7 +195,7 @@ def test_so_does_a_run_of_a_schedule(open_as: Callable[[str], Database]) -> None
     execute(producer, "UPDATE runs SET deaths = :most WHERE id = :id", most=runs.MOST_DEATHS, id=lease.run.id)
     expire(producer, lease)
     with worker.transaction() as connection:
-        assert runs.fail_lost(connection) == [lost.id]
+        assert lostruns.fail(connection) == [lost.id]
     assert query(producer, "SELECT event FROM deliveries WHERE run_id = :id", id=lost.id) == [("run.failed",)]
     execute(producer, "UPDATE deliveries SET state = 'delivered' WHERE run_id IS NOT NULL")
     retention.purge(worker, Retention(timedelta(microseconds=1), None))

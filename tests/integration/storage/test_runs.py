@@ -13,7 +13,7 @@ from contracts.errors import LeaseLost, RunNotFound, UnknownSchedule, WrongState
 from contracts.events import EventBody, RunData, job_link
 from contracts.runs import Changes, Drift, RunInfo, RunProgress
 from contracts.states import JobState, RunState
-from storage import deliveries, endpoints, jobs, oldjobs, runs
+from storage import deliveries, endpoints, jobs, lostruns, oldjobs, runs
 from storage.database import Database
 from storage.runs import RunLease
 from tests.jobs import MINUTE, execute, make_target, open_job, query, submit
@@ -398,13 +398,13 @@ def test_a_run_that_no_process_lives_through_fails(database: Database, target_id
     run = run_now(database)
     lease = claimed(database)
     for number in range(runs.MOST_DEATHS):
-        assert do(database, runs.fail_lost) == []
-        assert do(database, runs.rescue, "nobody:1") == 0
+        assert do(database, lostruns.fail) == []
+        assert do(database, lostruns.rescue, "nobody:1") == 0
         expire(database, lease)
         lease = claimed(database, runner=f"host:1:{number}")
     expire(database, lease)
     assert claim(database) is None
-    assert do(database, runs.fail_lost) == [run.id]
+    assert do(database, lostruns.fail) == [run.id]
     found = info(database, run.id)
     assert (found.state, found.error_code) == (RunState.FAILED, "runner_lost")
 
@@ -416,7 +416,7 @@ def test_a_run_that_gets_on_outlives_many_processes(database: Database, target_i
         lease = claimed(database, runner=f"host:1:{number}")
         do(database, runs.note_progress, lease.token, RunProgress(rows_read=number))
         expire(database, lease)
-    assert do(database, runs.fail_lost) == []
+    assert do(database, lostruns.fail) == []
     lease = claimed(database)
     job_id = score(database, lease, target_id, ["a"])
     execute(database, "UPDATE jobs SET state = 'succeeded', finished_at = now() WHERE id = :id", id=job_id)
@@ -424,7 +424,7 @@ def test_a_run_that_gets_on_outlives_many_processes(database: Database, target_i
         lease = claimed(database, runner=f"host:1:{number}")
         do(database, runs.note_written, lease.token, {"parts": number}, RunProgress(rows_written=number))
         expire(database, lease)
-    assert do(database, runs.fail_lost) == []
+    assert do(database, lostruns.fail) == []
     assert claim(database) is not None
 
 
@@ -438,7 +438,7 @@ def test_what_is_written_anew_after_a_cut_is_no_step_ahead(database: Database, t
         do(database, runs.note_written, lease.token, {}, RunProgress(rows_written=100_000))
         do(database, runs.note_progress, lease.token, RunProgress(rows_written=150_000))
         expire(database, lease)
-    assert do(database, runs.fail_lost) == [run.id]
+    assert do(database, lostruns.fail) == [run.id]
 
     run = run_now(database)
     job_id = score(database, claimed(database), target_id, ["a"])
@@ -447,7 +447,7 @@ def test_what_is_written_anew_after_a_cut_is_no_step_ahead(database: Database, t
         lease = claimed(database, runner=f"host:1:{number}")
         do(database, runs.note_written, lease.token, {"parts": 1}, RunProgress(rows_written=1))
         expire(database, lease)
-    assert do(database, runs.fail_lost) == [run.id]
+    assert do(database, lostruns.fail) == [run.id]
 
 
 def test_who_was_cut_off_from_postgres_did_not_die(database: Database) -> None:
@@ -455,7 +455,7 @@ def test_who_was_cut_off_from_postgres_did_not_die(database: Database) -> None:
     run_now(database)
     for _ in range(2 * runs.MOST_DEATHS):
         expire(database, claimed(database, runner="host:1:a"))
-    assert do(database, runs.fail_lost) == []
+    assert do(database, lostruns.fail) == []
     assert query(database, "SELECT deaths FROM runs") == [(0,)]
     claimed(database, runner="host:1:b")
     assert query(database, "SELECT deaths FROM runs") == [(1,)]
@@ -478,8 +478,8 @@ def test_leases_of_a_runner_that_died_are_over_at_once(database: Database) -> No
     run = run_now(database)
     lease = claimed(database, runner="host:11:a")
     assert claim(database) is None
-    assert do(database, runs.rescue, "host:1") == 0
-    assert do(database, runs.rescue, "host:11") == 1
+    assert do(database, lostruns.rescue, "host:1") == 0
+    assert do(database, lostruns.rescue, "host:11") == 1
     again = claimed(database)
     assert (again.run.id, again.attempt) == (run.id, 2)
     assert again.token != lease.token
