@@ -112,9 +112,11 @@ def _python(peer: Peer) -> str:
     folder = ENVIRONMENTS / peer.script
     python = folder.absolute() / "bin" / "python"
     if not (folder / ".made").exists():
-        quiet = {"capture_output": True, "text": True, "check": True, "timeout": INSTALL_SECONDS}
-        subprocess.run([sys.executable, "-m", "virtualenv", str(folder)], **quiet)  # type: ignore[call-overload]
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *peer.requirements], **quiet)  # type: ignore[call-overload]
+        for command in (
+            [sys.executable, "-m", "virtualenv", str(folder)],
+            [str(python), "-m", "pip", "install", "--quiet", *peer.requirements],
+        ):
+            subprocess.run(command, capture_output=True, text=True, check=True, timeout=INSTALL_SECONDS)
         (folder / ".made").touch()
     return str(python)
 

@@ -166,17 +166,7 @@ class ResultReader:
         else:
             scalar = {"embedding": pa.float32(), "embedding_half": pa.float16()}.get(self._column, pa.uint8())
             output = pa.field("output", pa.list_(scalar, self._width() or 0))
-        return pa.schema(
-            [
-                pa.field("position", pa.int64(), nullable=False),
-                pa.field("custom_id", pa.string()),
-                output,
-                pa.field("error_code", pa.string()),
-                pa.field("error_message", pa.string()),
-                pa.field("cached", pa.bool_(), nullable=False),
-                pa.field("truncated", pa.bool_(), nullable=False),
-            ]
-        )
+        return schema_of(output)
 
     def batches(self, schema: pa.Schema, start: int = 0) -> Iterator[pa.RecordBatch]:
         """The same as Arrow record batches of that schema."""
@@ -193,6 +183,21 @@ class ResultReader:
                 ],
                 schema=schema,
             )
+
+
+def schema_of(output: pa.Field) -> pa.Schema:
+    """The Arrow schema of results whose outputs are such a field."""
+    return pa.schema(
+        [
+            pa.field("position", pa.int64(), nullable=False),
+            pa.field("custom_id", pa.string()),
+            output,
+            pa.field("error_code", pa.string()),
+            pa.field("error_message", pa.string()),
+            pa.field("cached", pa.bool_(), nullable=False),
+            pa.field("truncated", pa.bool_(), nullable=False),
+        ]
+    )
 
 
 def _output_array(page: Page, kind: pa.DataType) -> pa.Array:

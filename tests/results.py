@@ -11,6 +11,7 @@ import pyarrow as pa
 from contracts.models import ModelSpec, TargetSpec
 from contracts.names import Quantization, Task
 from contracts.params import parse_params
+from producer.results import schema_of
 
 JOB = UUID("0199f0e4-8c00-7000-8000-000000000001")
 
@@ -72,17 +73,7 @@ class StoredResults:
         if self.target.model.task is Task.EMBED:
             first = next(vector for vector in self._outputs if vector is not None)
             output = pa.field("output", pa.list_(pa.from_numpy_dtype(first.dtype), len(first)))
-        return pa.schema(
-            [
-                pa.field("position", pa.int64(), nullable=False),
-                pa.field("custom_id", pa.string()),
-                output,
-                pa.field("error_code", pa.string()),
-                pa.field("error_message", pa.string()),
-                pa.field("cached", pa.bool_(), nullable=False),
-                pa.field("truncated", pa.bool_(), nullable=False),
-            ]
-        )
+        return schema_of(output)
 
     def batches(self, schema: pa.Schema, start: int = 0) -> Iterator[pa.RecordBatch]:
         count = len(self._outputs)
