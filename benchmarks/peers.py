@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.harness import console, print_table, stack
-from benchmarks.texts import stdlib_docstrings
+from benchmarks.texts import mixed_docstrings
 from benchmarks.weights import MINILM
 from contracts.names import Quantization
 from producer import Client
@@ -19,6 +19,7 @@ from producer import Client
 SCRIPTS = Path(__file__).parent / "others"
 ENVIRONMENTS = Path(".venv-peers")
 OURS = ("bf16", "nf4", "ONNX int8")
+TEXTS = 12_000
 INSTALL_SECONDS = 900
 PATIENCE = 3600
 
@@ -42,7 +43,7 @@ PEERS = (
 
 
 def main() -> None:
-    texts = sorted(set(stdlib_docstrings()))
+    texts = mixed_docstrings(TEXTS)
     rows = []
     with tempfile.TemporaryDirectory(prefix="bm-peers-") as folder, stack(tick_seconds=1.0) as client:
         file = Path(folder) / "texts.json"

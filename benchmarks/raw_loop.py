@@ -1,8 +1,14 @@
-"""Loops over the same weights with no queue and no database; prints texts a second of the kind that is named."""
+"""Loops over the same weights with no queue and no database; prints texts a second of the kind that is named.
 
+`sentence-transformers-fp32` and `-bf16` take the docstrings of the standard library; a quantization is followed by the
+folder of the weights, or of the graph, and by a file of texts.
+"""
+
+import json
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,36 +17,36 @@ from torch.nn.functional import normalize
 from benchmarks.texts import stdlib_docstrings
 from benchmarks.weights import MINILM
 from contracts.names import Quantization
-from worker.loading import load_module, load_tokenizer
+from worker.loading import load_model, load_tokenizer
 
 LIMIT = 256
 BUDGETS = (512, 1024, 1536, 2048, 3072, 4096)
 
 
 def main() -> None:
-    texts = sorted(set(stdlib_docstrings()))
-    kind = sys.argv[1]
-    if kind.startswith("sentence-transformers"):
-        rate = _sentence_transformers(texts, torch.bfloat16 if kind.endswith("bf16") else torch.float32)
+    kind, *files = sys.argv[1:]
+    if files:
+        folder, texts = map(Path, files)
+        print(json.dumps(_loop(folder, Quantization(kind), json.loads(texts.read_text()))))
     else:
-        rate = _loop(texts, Quantization(kind))
-    print(rate)
+        strings = sorted(set(stdlib_docstrings()))
+        print(_sentence_transformers(strings, torch.bfloat16 if kind.endswith("bf16") else torch.float32))
 
 
-def _loop(texts: list[str], quantization: Quantization) -> float:
-    """Everything but the model's own work is done beforehand; the best budget is sought on a twentieth of the texts."""
-    module = load_module(MINILM, quantization, "cpu")
-    tokenizer = load_tokenizer(MINILM).backend_tokenizer
+def _loop(folder: Path, quantization: Quantization, texts: list[str]) -> dict[str, float]:
+    """Everything but the model's own work is done beforehand; the best budget is sought on some of the texts."""
+    module = load_model(folder, quantization, "cpu")
+    tokenizer = load_tokenizer(folder).backend_tokenizer
     tokenizer.enable_truncation(LIMIT)
     tokenizer.no_padding()
     rows = sorted((encoding.ids for encoding in tokenizer.encode_batch(texts)), key=len, reverse=True)
+    sample = rows[:: max(len(rows) // 500, 1)]
     with torch.inference_mode():
-        _run(module, _batches(rows[::20], 2048))
-        best = max(
-            BUDGETS, key=lambda budget: _rate(lambda: _run(module, _batches(rows[::20], budget)), len(rows) / 20)
-        )
+        _run(module, _batches(sample, 2048))
+        best = max(BUDGETS, key=lambda budget: _rate(lambda: _run(module, _batches(sample, budget)), len(sample)))
         batches = _batches(rows, best)
-        return _rate(lambda: _run(module, batches), len(rows))
+        rate = _rate(lambda: _run(module, batches), len(rows))
+    return {"rate": rate, "seconds": len(rows) / rate, "budget": best}
 
 
 def _batches(rows: list[list[int]], budget: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -59,7 +65,7 @@ def _run(module: Any, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
     for ids, mask in batches:
         # Without padding no mask: attention takes its fastest kernel then.
         padded = None if mask.all() else mask
-        hidden = module(input_ids=ids, attention_mask=padded).last_hidden_state.float()
+        hidden = module(input_ids=ids, attention_mask=padded, return_dict=True).last_hidden_state.float()
         weights = mask.unsqueeze(-1).float()
         normalize((hidden * weights).sum(1) / weights.sum(1)).numpy()
 

@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+import random
 import re
 import sysconfig
 import warnings
@@ -50,6 +51,12 @@ def package_docstrings(package: str) -> Iterator[str]:
     root = Path(spec.origin).parent
     mixed = sorted(_files(root), key=lambda path: hashlib.sha256(str(path.relative_to(root)).encode()).digest())
     return (text for _, text in _of_files(root, mixed))
+
+
+def mixed_docstrings(count: int) -> list[str]:
+    """Distinct docstrings of the standard library, torch and transformers (about 30,000), drawn from them all."""
+    found = {*stdlib_docstrings(), *package_docstrings("torch"), *package_docstrings("transformers")}
+    return random.Random(0).sample(sorted(found), count)
 
 
 def _docstrings() -> Iterator[tuple[str, str]]:

@@ -35,6 +35,8 @@ CHUNK_LINES = 10_000
 CHUNK_BYTES = 32 * 2**20
 CHUNK_SECONDS = 60.0
 """A transaction holds so many lines, so much canonical text, or what came in so long, whichever is reached first."""
+BREATH_LINES = 50
+"""After so many the reader lets others go on."""
 SHARD_SECONDS = 0.75
 """What a shard should take, on the fastest device on which the model was measured."""
 SHARD_TOKENS = 16_384
@@ -111,6 +113,8 @@ def chunks(source: Iterable[Line]) -> Iterator[list[Line]]:
     size, begun = 0, time.monotonic()
     for line in source:
         chunk.append(line)
+        if len(chunk) % BREATH_LINES == 0:
+            time.sleep(0)  # the thread that stores would wait 5 ms for the interpreter with each piece that it sends
         size += len(line.payload)
         # By time as well: a slow caller must not be taken for a dead one.
         if len(chunk) >= CHUNK_LINES or size >= CHUNK_BYTES or time.monotonic() - begun >= CHUNK_SECONDS:
@@ -125,10 +129,13 @@ class ContentDigest:
 
     def __init__(self, model: ModelSpec, params: Mapping[str, Any]) -> None:
         self._hash = hashlib.sha256(canonicalize([model.id, dict(params)]))
+        self.lines = 0
+        """How many were taken in."""
 
     def update(self, chunk: Iterable[Line]) -> None:
         """Take lines in."""
         for line in chunk:
+            self.lines += 1
             custom_id = b"" if line.custom_id is None else b"\x01" + line.custom_id.encode()
             self._hash.update(len(custom_id).to_bytes(4, "big") + custom_id + line.digest)
 
@@ -275,8 +282,9 @@ def receive(
     """
 
     def store(chunk: list[Line], digest: bytes) -> None:
-        with database.transaction() as connection:
-            jobs.count_received(connection, job_id, len(chunk), digest)
+        # Sealing waits for the disk, and sees that all of it is there.
+        with database.transaction(durable=False) as connection:
+            jobs.count_received(connection, job_id, len(chunk), digest, before=chunk[0].position)
             inputs.append(connection, job_id, chunk)
             noted(connection)
 
@@ -300,15 +308,17 @@ def _seal(database: Database, submission: Submission, opened: Opened, content: C
                 # Someone else sealed a job under this key while this one was being received.
                 jobs.discard(connection, job_id)
                 return holder_of(holder, content.value(), key)
-        return Accepted(job_id, seal_whole(connection, opened, submission))
+        return Accepted(job_id, seal_whole(connection, opened, submission, content.lines))
 
 
-def seal_whole(connection: Connection, opened: Opened, submission: Submission) -> int:
-    """Seal a job that all lines have arrived of; how many shards it is cut into.
+def seal_whole(connection: Connection, opened: Opened, submission: Submission, lines: int) -> int:
+    """Seal a job that so many lines have arrived of; how many shards it is cut into.
 
     Raises:
         DuplicateCustomId: Two lines share an id.
+        DatabaseUnavailable: Not all lines are there, as the server was restarted.
     """
+    jobs.check_received(connection, opened.job_id, lines)
     if (twice := inputs.duplicate_custom_id(connection, opened.job_id)) is not None:
         custom_id, first, last = twice
         raise DuplicateCustomId(

@@ -17,6 +17,7 @@ down; a statement was cancelled."""
 KEEPALIVE = {"keepalives_idle": 5, "keepalives_interval": 3, "keepalives_count": 3, "tcp_user_timeout": 15_000}
 """For psycopg: a server that a network swallowed is noticed within 15 seconds, and not in the two hours that a kernel
 takes."""
+_NO_WAIT = text("SET LOCAL synchronous_commit = off")
 IDLE_SECONDS = 60.0
 """A process that stands still in the middle of a transaction (a frozen machine, Ctrl-Z) holds its locks for so long."""
 
@@ -71,8 +72,12 @@ class Database:
         )
 
     @contextmanager
-    def transaction(self) -> Iterator[Connection]:
+    def transaction(self, *, durable: bool = True) -> Iterator[Connection]:
         """One transaction: committed when the block ends, rolled back when it raises.
+
+        Args:
+            durable: Whether to wait until it is on the disk. Where not, a crash of the server may take it back, and
+                with it those after it that did not wait either; one that waits is never kept without those before it.
 
         Raises:
             DatabaseUnavailable: Postgres does not answer, went away meanwhile, or has no room left.
@@ -80,6 +85,8 @@ class Database:
         try:
             with self._engine.begin() as connection:
                 connection.execute(self._limit)
+                if not durable:
+                    connection.execute(_NO_WAIT)
                 yield connection
         except (DBAPIError, psycopg.Error) as error:
             leave_out_rows(error)

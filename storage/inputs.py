@@ -1,52 +1,36 @@
 """Inputs and items: payloads stored once, lines that refer to them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from struct import Struct
 from typing import Any, NamedTuple
 from uuid import UUID
 
+import numpy as np
 import orjson
+from psycopg.errors import UniqueViolation
 from sqlalchemy import Connection, bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY, BYTEA
 
-from storage.bulk import copy_rows
+from storage.bulk import bigints, copy_bytes, fetch_binary
 
-# The temporary table outlives the transaction empty, so that a connection makes it once.
-_STAGING = text("""
-    CREATE TEMPORARY TABLE IF NOT EXISTS batchmill_lines (
-        position bigint, custom_id text, digest bytea, payload json, size integer
-    ) ON COMMIT DELETE ROWS
-""")
-_COLUMNS = {"position": "int8", "custom_id": "text", "digest": "bytea", "payload": "bytea", "size": "int4"}
+IDS = "inputs_id_seq"
+"""The sequence of inputs' ids."""
 
-# One statement looks up what is known, stores what is new and refers to both. Sorted by digest, so that lookups find
-# their neighbours in memory and two submissions that meet take their locks in one order. LATERAL … LIMIT 1 is a lookup
-# for each line: left to itself the planner reads the whole table of inputs to hash it, which costs more the more is
-# stored.
-_INSERT = text("""
-    WITH line AS MATERIALIZED (
-        SELECT sorted.*, known.id
-        FROM (SELECT * FROM batchmill_lines ORDER BY digest) AS sorted
-        LEFT JOIN LATERAL (SELECT id FROM inputs WHERE inputs.digest = sorted.digest LIMIT 1) AS known ON true
-    ), new AS (
-        INSERT INTO inputs (digest, payload, size)
-        SELECT digest, payload, size FROM line WHERE id IS NULL AND payload IS NOT NULL
-        ON CONFLICT (digest) DO NOTHING
-        RETURNING id, digest
-    )
-    INSERT INTO items (job_id, position, input_id, custom_id)
-    SELECT :job_id, line.position, coalesce(line.id, new.id), line.custom_id
-    FROM line LEFT JOIN new USING (digest)
-    WHERE coalesce(line.id, new.id) IS NOT NULL
-    ORDER BY line.position
-""")
-# Inputs that another submission committed while that statement ran were neither new to it nor known.
-_INSERT_REST = text("""
-    INSERT INTO items (job_id, position, input_id, custom_id)
-    SELECT :job_id, line.position, known.id, line.custom_id
-    FROM batchmill_lines AS line
-    CROSS JOIN LATERAL (SELECT id FROM inputs WHERE inputs.digest = line.digest LIMIT 1) AS known
-    WHERE NOT EXISTS (SELECT FROM items WHERE items.job_id = :job_id AND items.position = line.position)
-""")
+# LATERAL … LIMIT 1 is a lookup for each digest: left to itself the planner reads the whole table of inputs to hash it,
+# which costs more the more is stored.
+_KNOWN = """
+    SELECT string_agg(int8send(coalesce(known.id, 0)), ''::bytea ORDER BY line.place)
+    FROM (SELECT place, substring(%(digests)s::bytea, place * 32 + 1, 32) AS digest
+          FROM generate_series(0, %(count)s - 1) AS place) AS line
+    LEFT JOIN LATERAL (SELECT id FROM inputs WHERE inputs.digest = line.digest LIMIT 1) AS known ON true
+"""
+_NEW_IDS = f"SELECT string_agg(int8send(nextval('{IDS}')), ''::bytea) FROM generate_series(1, %(count)s)"
+# COPY's binary rows: a count of fields, then each field's length and bytes; the last one's bytes follow.
+_INPUT = Struct("> h iq i32s ii i")
+_INPUT_COLUMNS = ["id", "digest", "size", "payload"]
+_ITEM = Struct("> h i16s iq iq i")
+_ITEM_COLUMNS = ["job_id", "position", "input_id", "custom_id"]
+_NULL = -1
 
 
 class Line(NamedTuple):
@@ -61,21 +45,59 @@ class Line(NamedTuple):
 
 def append(connection: Connection, job_id: UUID, lines: Sequence[Line]) -> None:
     """Add lines to a job that is being received; payloads never seen before are stored."""
-    seen: set[bytes] = set()
+    payloads = {line.digest: line.payload for line in lines}
+    ids: dict[bytes, int] = {}
+    while len(ids) < len(payloads):
+        ids |= _known(connection, sorted(payloads.keys() - ids.keys()))
+        try:
+            with connection.begin_nested():
+                ids |= _insert(connection, {digest: payloads[digest] for digest in payloads if digest not in ids})
+        except UniqueViolation:
+            continue  # another submission has stored some of them meanwhile
+    copy_bytes(connection, "items", _ITEM_COLUMNS, _item_rows(job_id, lines, ids))
 
-    def rows() -> list[tuple[Any, ...]]:
-        staged = []
-        for line in lines:
-            first = line.digest not in seen
-            seen.add(line.digest)
-            payload = line.payload if first else None
-            staged.append((line.position, line.custom_id, line.digest, payload, len(line.payload)))
-        return staged
 
-    connection.execute(_STAGING)
-    copy_rows(connection, "batchmill_lines", _COLUMNS, rows())
-    if connection.execute(_INSERT, {"job_id": job_id}).rowcount < len(lines):
-        connection.execute(_INSERT_REST, {"job_id": job_id})
+def _known(connection: Connection, digests: Sequence[bytes]) -> dict[bytes, int]:
+    """The ids of those payloads that are stored. Ascending, lookups find their neighbours in memory."""
+    (found,) = fetch_binary(connection, _KNOWN, {"digests": b"".join(digests), "count": len(digests)})
+    return {digest: known for digest, known in zip(digests, _ids(found), strict=True) if known}
+
+
+def _insert(connection: Connection, payloads: Mapping[bytes, bytes]) -> dict[bytes, int]:
+    """Store payloads; their ids ascend in the order in which they are given.
+
+    Raises:
+        UniqueViolation: One is stored already.
+    """
+    if not payloads:
+        return {}
+    (new,) = fetch_binary(connection, _NEW_IDS, {"count": len(payloads)})
+    ids = dict(zip(payloads, _ids(new), strict=True))
+    rows: list[bytes] = []
+    # Ascending, so that two submissions that meet take their locks in one order.
+    for digest in sorted(ids):
+        payload = payloads[digest]
+        rows += (_INPUT.pack(4, 8, ids[digest], 32, digest, 4, len(payload), len(payload)), payload)
+    copy_bytes(connection, "inputs", _INPUT_COLUMNS, b"".join(rows))
+    return ids
+
+
+def _ids(raw: bytes) -> list[int]:
+    ids: list[int] = np.frombuffer(raw, ">i8").tolist()
+    return ids
+
+
+def _item_rows(job_id: UUID, lines: Sequence[Line], ids: Mapping[bytes, int]) -> bytes:
+    job = job_id.bytes
+    rows: list[bytes] = []
+    for line in lines:
+        fixed = 4, 16, job, 8, line.position, 8, ids[line.digest]
+        if line.custom_id is None:
+            rows.append(_ITEM.pack(*fixed, _NULL))
+        else:
+            custom_id = line.custom_id.encode()
+            rows += (_ITEM.pack(*fixed, len(custom_id)), custom_id)
+    return b"".join(rows)
 
 
 def duplicate_custom_id(connection: Connection, job_id: UUID) -> tuple[str, int, int] | None:
@@ -97,11 +119,17 @@ def payloads(connection: Connection, input_ids: Sequence[int]) -> list[Any]:
     Raises:
         KeyError: An input does not exist.
     """
-    rows = connection.execute(
-        text("SELECT id, payload::text FROM inputs WHERE id = ANY(:ids)"), {"ids": list(input_ids)}
+    # One array of JSON, decoded at once: a row for each would cost more than all the rest.
+    ids, array = fetch_binary(
+        connection,
+        """
+            SELECT string_agg(int8send(id), ''::bytea), '[' || string_agg(payload::text, ',') || ']'
+            FROM inputs WHERE id = ANY(%(ids)s::bigint[])
+        """,
+        {"ids": bigints(input_ids)},
     )
-    found = {row[0]: row[1] for row in rows}
-    return [orjson.loads(found[input_id]) for input_id in input_ids]
+    found = dict(zip(_ids(ids or b""), orjson.loads(array or "[]"), strict=True))
+    return [found[input_id] for input_id in input_ids]
 
 
 def ids_of_job(connection: Connection, job_id: UUID) -> list[int]:

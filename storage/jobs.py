@@ -9,7 +9,7 @@ from uuid import UUID
 from sqlalchemy import Connection, Row, SmallInteger, bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
-from contracts.errors import JobNotFound, WrongState
+from contracts.errors import DatabaseUnavailable, JobNotFound, WrongState
 from contracts.jobs import JobCounts, JobInfo, JobStats
 from contracts.names import Task, split_reference
 from contracts.states import TERMINAL_JOB_STATES, JobState, Priority
@@ -172,7 +172,9 @@ def open_job(
     return job_id
 
 
-def count_received(connection: Connection, job_id: UUID, lines: int, content_digest: bytes | None = None) -> None:
+def count_received(
+    connection: Connection, job_id: UUID, lines: int, content_digest: bytes | None = None, *, before: int = 0
+) -> None:
     """Note that lines of a chunk are added; no purge runs from here to the end of the transaction.
 
     The digest is that of all lines so far, for whoever goes on with a submission that was cut. The moment is taken once
@@ -181,17 +183,34 @@ def count_received(connection: Connection, job_id: UUID, lines: int, content_dig
 
     Raises:
         WrongState: The job is not being received: it was taken for abandoned, and removed.
+        DatabaseUnavailable: The lines before these are not there, as the server was restarted.
     """
     locks.share_with_purge(connection)
     found = connection.execute(
         text("""
             UPDATE jobs SET items = items + :lines, received_at = clock_timestamp(), content_digest = :digest
-            WHERE id = :id AND state = 'receiving' RETURNING id
+            WHERE id = :id AND state = 'receiving' AND items = :before RETURNING id
         """),
-        {"id": job_id, "lines": lines, "digest": content_digest},
+        {"id": job_id, "lines": lines, "digest": content_digest, "before": before},
     ).first()
     if found is None:
+        check_received(connection, job_id, before)
+
+
+def check_received(connection: Connection, job_id: UUID, lines: int) -> None:
+    """See that all lines are there that were handed over: chunks are committed without waiting for the disk.
+
+    Raises:
+        WrongState: The job is not being received: it was taken for abandoned, and removed.
+        DatabaseUnavailable: Some are not, as the server was restarted.
+    """
+    found = arrived(connection, job_id)
+    if found is None:
         raise WrongState(f"job {job_id} was removed: nothing of it arrived for too long; submit again")
+    if found.lines != lines:
+        raise DatabaseUnavailable(
+            f"job {job_id}: {found.lines:,} of {lines:,} lines are left, as the server was restarted; submit again"
+        )
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, text
 
 from contracts.names import Task
 from contracts.params import compresses
-from storage.bulk import copy_bytes
+from storage.bulk import bigints, copy_bytes
 
 Outputs: TypeAlias = NDArray[Any] | list[Any]
 """Vectors `[n, d]` in float32 or float16, packed bits `[n, d / 8]` in uint8, or n JSON values."""
@@ -127,8 +127,8 @@ def _fixed(new: NewResults, order: NDArray[np.intp], output: list[Any]) -> NDArr
 def known(connection: Connection, target_id: int, input_ids: Sequence[int]) -> set[int]:
     """Those of the inputs that have a result for the target."""
     rows = connection.execute(
-        text("SELECT input_id FROM results WHERE target_id = :target_id AND input_id = ANY(:input_ids)"),
-        {"target_id": target_id, "input_ids": list(input_ids)},
+        text("SELECT input_id FROM results WHERE target_id = :target_id AND input_id = ANY(CAST(:ids AS bigint[]))"),
+        {"target_id": target_id, "ids": bigints(input_ids)},
     )
     return set(rows.scalars())
 

@@ -10,6 +10,7 @@ from sqlalchemy import URL, Connection, make_url, text
 
 from contracts.errors import ConfigurationError
 from storage.database import Database
+from storage.inputs import IDS
 from storage.tables import metadata
 
 MIGRATOR, PRODUCER, WORKER, WEBHOOKS, READER = (
@@ -31,7 +32,7 @@ class Role:
     name: str
     purpose: str
     grants: Mapping[str, str] = field(default_factory=dict)
-    """By table: privileges as GRANT takes them. What triggers and identity columns do needs none."""
+    """By table or sequence: privileges as GRANT takes them. What triggers and identity columns do needs none."""
     owner: bool = False
     """Whether it owns the tables and may make others."""
     stages: bool = False
@@ -56,6 +57,7 @@ ROLES = (
             "models": "SELECT, INSERT, UPDATE",
             "targets": "SELECT, INSERT",
             "inputs": "SELECT, INSERT",
+            IDS: "USAGE",
             "jobs": "SELECT, INSERT, UPDATE, DELETE",
             "items": "SELECT, INSERT, DELETE",
             "item_errors": "SELECT",
@@ -139,7 +141,7 @@ def apply(url: str) -> None:
                 _let(connection, role, "CREATE", "SCHEMA")
                 _own(connection, role, tables)
             else:
-                _grant(connection, role, tables)
+                _grant(connection, role, [*tables, *([IDS] if _exists(connection, IDS) else [])])
 
 
 def _check_owner(connection: Connection, tables: list[str]) -> None:

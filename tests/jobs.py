@@ -60,7 +60,8 @@ def open_job(
 
 def append(database: Database, job_id: UUID, lines: Sequence[Line]) -> None:
     with database.transaction() as connection:
-        jobs.count_received(connection, job_id, len(lines))
+        arrived = jobs.arrived(connection, job_id)
+        jobs.count_received(connection, job_id, len(lines), before=0 if arrived is None else arrived.lines)
         inputs.append(connection, job_id, lines)
 
 

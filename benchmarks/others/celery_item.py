@@ -38,36 +38,59 @@ def embed(text: str) -> list[float]:
     return [float(value) for value in vector]
 
 
+class Workers:
+    """Celery's worker of one setting at a time; it lives on until another is asked for."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._setting: dict[str, str] = {}
+
+    def embed(self, texts: list[str], setting: dict[str, str]) -> int:
+        """How many vectors come back."""
+        if setting != self._setting:
+            self.stop()
+            self._start(setting)
+        tasks = group(embed.s(text) for text in texts).apply_async()
+        return sum(len(vector) == 384 for vector in tasks.get(timeout=3600))
+
+    def stop(self) -> None:
+        """End the worker, if there is one."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(60)
+
+    def _start(self, setting: dict[str, str]) -> None:
+        command = [sys.executable, "-m", "celery", "-A", "celery_item", "worker", "--queues", "item"]
+        options = ["--concurrency", setting["ITEM_PROCESSES"], "--loglevel", "ERROR", "--without-mingle"]
+        self._setting = setting
+        self._process = subprocess.Popen(
+            [*command, *options, "--without-gossip"],
+            env={**os.environ, **setting},
+            cwd=os.path.dirname(os.path.abspath(__file__)),
+            stdout=subprocess.DEVNULL,
+        )
+
+
 def main() -> None:
     folder, texts = model_and_texts()
-    report(_settings(folder), texts)
-
-
-def _settings(folder: str) -> Iterator[tuple[str, Encode]]:
-    for dtype in ("float32", "bfloat16"):
-        for processes, threads in ((1, 2), (2, 1)):
-            setting = {"ITEM_MODEL": folder, "ITEM_DTYPE": dtype, "ITEM_THREADS": str(threads)}
-            yield (
-                f"{dtype}, {processes} processes of {threads} threads",
-                lambda texts, setting=setting, processes=processes: _embed(texts, setting, processes),
-            )
-
-
-def _embed(texts: list[str], setting: dict[str, str], processes: int) -> int:
-    command = [sys.executable, "-m", "celery", "-A", "celery_item", "worker", "--queues", "item"]
-    worker = subprocess.Popen(
-        [*command, "--concurrency", str(processes), "--loglevel", "ERROR", "--without-mingle", "--without-gossip"],
-        env={**os.environ, **setting},
-        cwd=os.path.dirname(os.path.abspath(__file__)),
-        stdout=subprocess.DEVNULL,
-    )
+    workers = Workers()
     try:
-        return sum(
-            len(vector) == 384 for vector in group(embed.s(text) for text in texts).apply_async().get(timeout=3600)
-        )
+        report(_settings(workers, folder), texts)
     finally:
-        worker.terminate()
-        worker.wait(60)
+        workers.stop()
+
+
+def _settings(workers: Workers, folder: str) -> Iterator[tuple[str, Encode]]:
+    for dtype in ("float32", "bfloat16"):
+        for processes, threads in (("1", "2"), ("2", "1")):
+            setting = {
+                "ITEM_MODEL": folder,
+                "ITEM_DTYPE": dtype,
+                "ITEM_PROCESSES": processes,
+                "ITEM_THREADS": threads,
+            }
+            name = f"{dtype}, {processes} processes, {threads} threads each"
+            yield name, lambda texts, setting=setting: workers.embed(texts, setting)
 
 
 if __name__ == "__main__":

@@ -126,7 +126,7 @@ class _Reception:
             reading.check_unchanged()
             self._watcher.seals()
             with bench.database.transaction() as connection:
-                shards = seal_whole(connection, opened, submission)
+                shards = seal_whole(connection, opened, submission, content.lines)
                 noted(connection)
                 runs.scoring(connection, held.token)
         bench.publisher.wake(opened.job_id, submission.model.pool, shards)

@@ -48,6 +48,14 @@ def test_a_block_that_raises_leaves_nothing(database: Database) -> None:
         assert connection.execute(text("SELECT count(*) FROM items")).scalar_one() == 0
 
 
+def test_only_a_transaction_that_may_be_lost_does_not_wait_for_the_disk(database: Database) -> None:
+    waits = []
+    for durable in (False, True):
+        with database.transaction(durable=durable) as connection:
+            waits.append(connection.execute(text("SHOW synchronous_commit")).scalar_one())
+    assert waits == ["off", "on"]
+
+
 def test_a_statement_that_is_wrong_is_not_taken_for_an_absent_server(database: Database) -> None:
     with pytest.raises(DBAPIError, match="nowhere"), database.transaction() as connection:
         connection.execute(text("SELECT * FROM nowhere"))

@@ -5,6 +5,7 @@ import pytest
 
 from storage import inputs
 from storage.database import Database
+from tests.conftest import wait_until
 from tests.jobs import append, as_lines, make_target, open_job, query, seal, store
 
 
@@ -79,6 +80,31 @@ def test_a_payload_is_stored_once(database: Database, target_id: int) -> None:
             job_id=job_id,
         )
         assert [tuple(row) for row in rows] == [(i, f'"{letter}"') for i, letter in enumerate(expected)]
+
+
+def test_ids_ascend_with_positions(database: Database, target_id: int) -> None:
+    append(database, open_job(database, target_id), as_lines([f"text {i}" for i in range(1000)]))
+    ids = [row[0] for row in query(database, "SELECT input_id FROM items ORDER BY position")]
+    assert ids == sorted(ids)  # what is read together stands together
+
+
+def test_a_payload_that_another_submission_stores_meanwhile_is_found(database: Database, target_id: int) -> None:
+    first, second = open_job(database, target_id), open_job(database, target_id)
+    with ThreadPoolExecutor(1) as thread:
+        with database.transaction() as connection:
+            inputs.append(connection, first, as_lines(["b", "c"]))
+            late = thread.submit(append, database, second, as_lines(["a", "b", "c", "d"]))
+            wait_until(lambda: query(database, "SELECT FROM pg_locks WHERE NOT granted"))
+        late.result(30)
+    ids = {
+        job_id: [
+            row[0]
+            for row in query(database, "SELECT input_id FROM items WHERE job_id = :id ORDER BY position", id=job_id)
+        ]
+        for job_id in (first, second)
+    }
+    assert ids[second][1:3] == ids[first]
+    assert len(set(ids[second])) == 4
 
 
 def test_positions_and_custom_ids_are_kept(database: Database, target_id: int) -> None:

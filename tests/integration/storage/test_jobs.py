@@ -5,7 +5,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from contracts.errors import ItemFailed, JobNotFound, LeaseLost, WrongState
+from contracts.errors import DatabaseUnavailable, ItemFailed, JobNotFound, LeaseLost, WrongState
 from contracts.jobs import JobCounts, JobInfo
 from contracts.states import JobState, Priority
 from storage import claims, control, jobs, oldjobs, sealing, shards
@@ -58,6 +58,19 @@ def cut(database: Database, job_id: UUID) -> list[list[int]]:
 def texts(*sizes: int) -> list[str]:
     """Distinct texts whose canonical JSON takes so many bytes."""
     return [f"{i:04d}".ljust(size - 2, "x") for i, size in enumerate(sizes)]
+
+
+def test_lines_that_the_server_lost_are_missed_by_the_next_chunk_and_by_the_seal(
+    database: Database, target_id: int
+) -> None:
+    job_id = open_job(database, target_id)
+    append(database, job_id, as_lines("ab"))
+    with database.transaction() as connection:
+        jobs.check_received(connection, job_id, 2)
+    for missed in (jobs.check_received, lambda *which: jobs.count_received(*which[:2], 1, before=which[2])):
+        with pytest.raises(DatabaseUnavailable, match="2 of 3 lines are left"), database.transaction() as connection:
+            missed(connection, job_id, 3)
+    assert info(database, job_id).counts.items == 2
 
 
 def test_a_job_is_opened_filled_and_sealed(database: Database, target_id: int) -> None:

@@ -177,7 +177,7 @@ def test_a_page_says_what_became_of_each_item(database: Database, json: bool) ->
     job_id = submit(database, target_id, "abcbd", per_shard=1)
     ids = ids_of(database, job_id)
     # b is computed here, c fails, d waits.
-    for expected in (theirs, *(claimed(database) for _ in range(2))):
+    for expected in (theirs, *(claimed(database) for _ in range(3))):
         outputs = [["B"]] if json else np.array([[2, 2]], np.float32)
         if expected.input_ids == [ids[1]]:
             store(database, target_id, expected.shard_id, expected.input_ids, outputs=outputs)
