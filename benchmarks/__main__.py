@@ -29,7 +29,7 @@ ALL = {
         nightly,
         peers,
     )
-}
+} | {"growth": nightly.growth, "workers": nightly.workers}
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or ALL:

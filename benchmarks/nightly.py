@@ -1,9 +1,12 @@
 """The path of a night without a model: Parquet to Parquet, the night after with 1 % changed, and how both grow."""
 
 import json
+import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,14 +14,15 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.harness import alone, median, print_table, stack
+from benchmarks.harness import alone, console, median, print_table, spread, stack
 from benchmarks.plots import lines
 from producer import Client
 from stack import embedded
+from stack.programs import environment
 
 ROWS = 1_000_000
 ROUNDS = 3
-GROWTH = (10_000, 100_000, 1_000_000)
+GROWTH = (10_000, 100_000, 1_000_000, 10_000_000)
 CHANGED = 100
 """One row of so many has another input in the second night."""
 CHUNK = 50_000
@@ -55,23 +59,63 @@ def main() -> None:
         )
 
 
-def growth(sizes: tuple[int, ...] = GROWTH) -> None:
+def growth(sizes: Sequence[int] = GROWTH) -> None:
     """Rows a second of tables of several sizes, each scored on top of what is stored of the ones before."""
     found: dict[str, dict[int, float]] = {"every row new": {}, "one in a hundred changed": {}}
+    memory = {}
     with tempfile.TemporaryDirectory(prefix="bm-nights-") as name, stack() as client:
         client.models.add("fake", "fake:?dimensions=32")
-        _night(client, Path(name), "warm-up", GROWTH[0], changed=0)
+        _night(client, Path(name), "warm-up", sizes[0], changed=0)
         for rows in sizes:
             for changed, rates in enumerate(found.values()):
                 night = _night(client, Path(name), f"{rows} rows", rows, changed=changed)
-                rates[rows] = night.rows_per_second
-                print(f"{rows:,} rows, {changed=}: {night.rows_per_second:,.0f} rows/s, {night.client_mb:.0f} MB")
+                rates[rows], memory[rows] = night.rows_per_second, night.client_mb
+                console.print(f"{rows:,} rows:", night)
     print_table(
         "growth: rows/s by the size of the table, results of 32 floats, everything before stays stored",
-        ["rows", *found],
-        [[f"{rows:,}", *(f"{rates[rows]:,.0f}" for rates in found.values())] for rows in sizes],
+        ["rows", *found, "client MB"],
+        [[f"{rows:,}", *(f"{rates[rows]:,.0f}" for rates in found.values()), f"{memory[rows]:.0f}"] for rows in sizes],
     )
     lines("growth", "Parquet to Parquet on two cores", "rows of the table", "rows/s", found)
+
+
+def workers(rows: int = ROWS) -> None:
+    """Rows a second with one worker and with two on this machine, in turns."""
+    found: dict[int, list[float]] = {1: [], 2: []}
+    with tempfile.TemporaryDirectory(prefix="bm-nights-") as name, stack() as client:
+        client.models.add("fake", "fake:?dimensions=32")
+        _night(client, Path(name), "warm-up", GROWTH[0], changed=0)
+        for number in range(ROUNDS):
+            for count, second in ((1, nullcontext()), (2, _second_worker(client))):
+                with second:
+                    night = _night(client, Path(name), f"{number}, {count} workers", rows, changed=0)
+                found[count].append(night.rows_per_second)
+                console.print(f"{count} workers:", night)
+    print_table(
+        f"workers: {rows:,} new rows, results of 32 floats, {ROUNDS} rounds",
+        ["workers on two cores", "rows/s: median (range)"],
+        [[str(count), spread(rates)] for count, rates in found.items()],
+    )
+
+
+@contextmanager
+def _second_worker(client: Client) -> Iterator[None]:
+    """One more on this machine, as if it were another's: only the servers are shared."""
+    with tempfile.TemporaryDirectory(prefix="bm-worker-") as home:
+        ready = Path(home) / "ready"
+        own = {"BATCHMILL_HOME": home, "BATCHMILL_READY_FILE": str(ready), "BATCHMILL_METRICS_PORT": "0"}
+        process = subprocess.Popen([sys.executable, "-m", "worker"], env={**environment(client.settings), **own})
+        try:
+            for _ in range(600):
+                if ready.exists():
+                    break
+                time.sleep(0.1)
+            else:
+                raise TimeoutError("the second worker does not come up")
+            yield
+        finally:
+            process.terminate()
+            process.wait(60)
 
 
 def _night(client: Client, folder: Path, tag: str, rows: int, *, changed: int) -> Night:
@@ -135,7 +179,4 @@ def _expect(right: bool, *said: Any) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:]:
-        growth(tuple(map(int, sys.argv[1:])))
-    else:
-        main()
+    main()

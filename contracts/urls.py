@@ -1,6 +1,9 @@
-"""What is shown of a URL that may hold a password."""
+"""What URLs of databases may be, and what is shown of one that may hold a password."""
 
 import re
+
+VARIABLE = "env:"
+"""How the URL of a database begins that is in a variable of the process."""
 
 # A password may hold a slash, as SQLAlchemy reads it: what lies behind the colon goes up to the `@`, at worst a port.
 # It may hold an `@` too, and blanks; behind a port, or in a text behind a blank, they are another word's.

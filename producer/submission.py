@@ -316,7 +316,7 @@ def seal_whole(connection: Connection, opened: Opened, submission: Submission, l
 
     Raises:
         DuplicateCustomId: Two lines share an id.
-        DatabaseUnavailable: Not all lines are there, as the server was restarted.
+        DatabaseUnavailable: Not all lines are there, as the server crashed.
     """
     jobs.check_received(connection, opened.job_id, lines)
     if (twice := inputs.duplicate_custom_id(connection, opened.job_id)) is not None:

@@ -7,10 +7,10 @@ from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from contracts.errors import InvalidRequest
+from contracts.urls import VARIABLE
 from contracts.urls import shown as shown
 
 DATE = "{date}"
-_VARIABLE = "env:"
 
 
 def dated(url: str, day: date | None) -> str:
@@ -35,8 +35,8 @@ def database_url(url: str, what: str) -> URL:
         InvalidRequest: The variable is not set, or it is no address; what may hold a password is not repeated.
     """
     where = what
-    if url.startswith(_VARIABLE):
-        name = url.removeprefix(_VARIABLE)
+    if url.startswith(VARIABLE):
+        name = url.removeprefix(VARIABLE)
         where = f"{what} {url}"
         if not (url := os.environ.get(name, "")):
             raise InvalidRequest(f"{where}: the variable {name} is not set in this process; set it, or give the URL")

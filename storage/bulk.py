@@ -3,7 +3,9 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import psycopg
+from numpy.typing import NDArray
 from psycopg import sql
 from sqlalchemy import Connection
 
@@ -65,3 +67,8 @@ def fetch_binary(connection: Connection, query: str, params: Mapping[str, Any]) 
 def bigints(values: Iterable[int]) -> str:
     """Numbers as the text of a `bigint[]`, in a tenth of the time that the driver takes for a list of them."""
     return f"{{{','.join(map(str, values))}}}"
+
+
+def read_bigints(raw: bytes) -> NDArray[np.int64]:
+    """Numbers that were sent as one value, `string_agg(int8send(…), ''::bytea)`."""
+    return np.frombuffer(raw, ">i8").astype(np.int64)

@@ -34,7 +34,7 @@ def parse_url(url: str) -> URL:
         raise ConfigurationError("BATCHMILL_DATABASE_URL: write postgresql://user:password@host/name") from None
     if parsed.get_backend_name() not in ("postgresql", "postgres"):
         raise ConfigurationError(
-            f"BATCHMILL_DATABASE_URL: {parsed.render_as_string()} is not Postgres; write postgresql://…"
+            f"BATCHMILL_DATABASE_URL: {parsed.set(query={}).render_as_string()} is not Postgres; write postgresql://…"
         )
     return parsed.set(drivername="postgresql+psycopg")
 
@@ -68,6 +68,7 @@ class Database:
             max_overflow=pool_size,
             pool_pre_ping=True,
             hide_parameters=True,
+            isolation_level="READ COMMITTED",  # whatever a role or a database has for its default
             connect_args={"prepare_threshold": None, "connect_timeout": 10, **KEEPALIVE},
         )
 
@@ -97,7 +98,7 @@ class Database:
     @property
     def name(self) -> str:
         """The address for messages, without its password."""
-        return self.url.set(drivername="postgresql").render_as_string(hide_password=True)
+        return self.url.set(drivername="postgresql", query={}).render_as_string(hide_password=True)
 
     def close(self) -> None:
         """Give the connections back."""

@@ -5,13 +5,12 @@ from struct import Struct
 from typing import Any, NamedTuple
 from uuid import UUID
 
-import numpy as np
 import orjson
 from psycopg.errors import UniqueViolation
 from sqlalchemy import Connection, bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY, BYTEA
 
-from storage.bulk import bigints, copy_bytes, fetch_binary
+from storage.bulk import bigints, copy_bytes, fetch_binary, read_bigints
 
 IDS = "inputs_id_seq"
 """The sequence of inputs' ids."""
@@ -52,15 +51,17 @@ def append(connection: Connection, job_id: UUID, lines: Sequence[Line]) -> None:
         try:
             with connection.begin_nested():
                 ids |= _insert(connection, {digest: payloads[digest] for digest in payloads if digest not in ids})
-        except UniqueViolation:
-            continue  # another submission has stored some of them meanwhile
+        except UniqueViolation as error:
+            if error.diag.constraint_name != "inputs_digest_key":
+                raise
+            # Another submission has stored some of them meanwhile.
     copy_bytes(connection, "items", _ITEM_COLUMNS, _item_rows(job_id, lines, ids))
 
 
 def _known(connection: Connection, digests: Sequence[bytes]) -> dict[bytes, int]:
     """The ids of those payloads that are stored. Ascending, lookups find their neighbours in memory."""
     (found,) = fetch_binary(connection, _KNOWN, {"digests": b"".join(digests), "count": len(digests)})
-    return {digest: known for digest, known in zip(digests, _ids(found), strict=True) if known}
+    return {digest: known for digest, known in zip(digests, read_bigints(found).tolist(), strict=True) if known}
 
 
 def _insert(connection: Connection, payloads: Mapping[bytes, bytes]) -> dict[bytes, int]:
@@ -72,18 +73,13 @@ def _insert(connection: Connection, payloads: Mapping[bytes, bytes]) -> dict[byt
     if not payloads:
         return {}
     (new,) = fetch_binary(connection, _NEW_IDS, {"count": len(payloads)})
-    ids = dict(zip(payloads, _ids(new), strict=True))
+    ids = dict(zip(payloads, read_bigints(new).tolist(), strict=True))
     rows: list[bytes] = []
     # Ascending, so that two submissions that meet take their locks in one order.
     for digest in sorted(ids):
         payload = payloads[digest]
         rows += (_INPUT.pack(4, 8, ids[digest], 32, digest, 4, len(payload), len(payload)), payload)
     copy_bytes(connection, "inputs", _INPUT_COLUMNS, b"".join(rows))
-    return ids
-
-
-def _ids(raw: bytes) -> list[int]:
-    ids: list[int] = np.frombuffer(raw, ">i8").tolist()
     return ids
 
 
@@ -128,7 +124,7 @@ def payloads(connection: Connection, input_ids: Sequence[int]) -> list[Any]:
         """,
         {"ids": bigints(input_ids)},
     )
-    found = dict(zip(_ids(ids or b""), orjson.loads(array or "[]"), strict=True))
+    found = dict(zip(read_bigints(ids or b"").tolist(), orjson.loads(array or "[]"), strict=True))
     return [found[input_id] for input_id in input_ids]
 
 

@@ -183,7 +183,7 @@ def count_received(
 
     Raises:
         WrongState: The job is not being received: it was taken for abandoned, and removed.
-        DatabaseUnavailable: The lines before these are not there, as the server was restarted.
+        DatabaseUnavailable: The lines before these are not there, as the server crashed.
     """
     locks.share_with_purge(connection)
     found = connection.execute(
@@ -201,15 +201,17 @@ def check_received(connection: Connection, job_id: UUID, lines: int) -> None:
     """See that all lines are there that were handed over: chunks are committed without waiting for the disk.
 
     Raises:
-        WrongState: The job is not being received: it was taken for abandoned, and removed.
-        DatabaseUnavailable: Some are not, as the server was restarted.
+        WrongState: The job is not being received (it was taken for abandoned, and removed), or someone else sends too.
+        DatabaseUnavailable: Some are not, as the server crashed.
     """
     found = arrived(connection, job_id)
     if found is None:
         raise WrongState(f"job {job_id} was removed: nothing of it arrived for too long; submit again")
-    if found.lines != lines:
+    if found.lines > lines:
+        raise WrongState(f"job {job_id} has {found.lines:,} lines, and {lines:,} were sent: someone else sends too")
+    if found.lines < lines:
         raise DatabaseUnavailable(
-            f"job {job_id}: {found.lines:,} of {lines:,} lines are left, as the server was restarted; submit again"
+            f"job {job_id}: {found.lines:,} of {lines:,} lines are left, as Postgres crashed: send them again"
         )
 
 

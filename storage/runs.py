@@ -16,6 +16,7 @@ from contracts.errors import JobNotFound, LeaseLost, RunNotFound, UnknownSchedul
 from contracts.events import Event
 from contracts.runs import Changes, Drift, RunInfo, RunProgress, RunSpec
 from contracts.states import TERMINAL_JOB_STATES, JobState, RunState
+from contracts.urls import shown
 from storage import control, events, jobs
 
 MOST_DEATHS = 5
@@ -392,5 +393,5 @@ def _cancel_job(connection: Connection, job_id: UUID | None) -> None:
 
 
 def _storable(message: str) -> str:
-    """As much of a message as is kept; what Postgres holds no text of is replaced."""
-    return message[:MAX_MESSAGE].replace("\0", "\ufffd").encode(errors="replace").decode()
+    """As much of a message as is kept, without passwords; what Postgres holds no text of is replaced."""
+    return shown(message)[:MAX_MESSAGE].replace("\0", "\ufffd").encode(errors="replace").decode()

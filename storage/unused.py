@@ -20,7 +20,7 @@ from sqlalchemy.dialects.postgresql import UUID as UUID_TYPE
 
 from contracts.errors import DatabaseBusy
 from storage import locks, oldjobs
-from storage.bulk import fetch_binary
+from storage.bulk import fetch_binary, read_bigints
 from storage.database import Database
 
 Ids = NDArray[np.int64]
@@ -115,7 +115,7 @@ class Arrivals:
         known = {"jobs": list(self._lines), "lines": list(self._lines.values())}
         rows = connection.execute(_ARRIVALS, {"since": self.since, **known}).all()
         self._lines.update({job_id: lines for job_id, lines, _ in rows})
-        return np.concatenate([_ids(None)] + [_ids(raw) for _, _, raw in rows])
+        return np.concatenate([read_bigints(b"")] + [read_bigints(raw or b"") for _, _, raw in rows])
 
 
 class Candidates:
@@ -185,7 +185,8 @@ def _delete(database: Database, age: timedelta, query: str, statement: TextClaus
         arrivals = _alone(database, Arrivals.begin)
         with database.transaction() as connection:
             _plan(connection)
-            candidates = Candidates(*map(_ids, fetch_binary(connection, query, {"age": age, "most": PASS})))
+            found = fetch_binary(connection, query, {"age": age, "most": PASS})
+            candidates = Candidates(*(read_bigints(raw or b"") for raw in found))
         for start in range(0, len(candidates), BATCH):
             deleted += _delete_batch(database, candidates, start, arrivals, statement)
         if len(candidates) < PASS:
@@ -232,7 +233,3 @@ def _plan(connection: Connection) -> None:
 def _now(connection: Connection) -> datetime:
     now: datetime = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
     return now
-
-
-def _ids(raw: bytes | None) -> Ids:
-    return np.frombuffer(raw or b"", ">i8").astype(np.int64)

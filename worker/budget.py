@@ -21,8 +21,9 @@ PATIENCE = 2.0
 """Seconds: a pass that takes longer is not doubled any more, and passes of one size that took longer are enough."""
 DECLINES = 2
 """Sizes in a row that are clearly slower than the best before the search ends: one may be an accident."""
-OVERHEAD = 0.0005
-"""Seconds that a pass costs outside of the model: rows drawn, outputs split and handed on."""
+OVERHEAD = 0.003
+"""Seconds that a pass costs beside the model, as measured in a worker on two cores that others use as well: rows drawn,
+outputs split and handed on, and the wait until both cores are the model's again."""
 SLACK = 0.95
 """The smallest budget that reaches this share of the best speed is taken: what a large pass gains in these trials,
 whose rows are all of one length, it loses again to padding, and small passes wait less."""

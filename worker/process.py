@@ -227,13 +227,16 @@ class WorkerProcess:
 
     def _claim(self, pool: str) -> tuple[Lease, TargetSpec, Resident] | None:
         busy = sum(lease.priority is not Priority.INTERACTIVE for lease in self._held)
+        lowest = Priority.BULK if busy < self._settings.slots - 1 else Priority.INTERACTIVE
         with self._database.transaction() as connection:
+            if lowest is Priority.INTERACTIVE and not claims.any_interactive(connection, pool):
+                return None
             lease = claims.claim(
                 connection,
                 pool=pool,
                 worker=self.name,
                 lease=self._lease,
-                lowest=Priority.BULK if busy < self._settings.slots - 1 else Priority.INTERACTIVE,
+                lowest=lowest,
                 capacity=self._cache.capacity(idle=self.idle),
             )
             target = None if lease is None else models.get_target(connection, lease.target_id)

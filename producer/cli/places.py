@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
-from contracts.urls import shown
+from contracts.urls import VARIABLE, shown
 from producer.cli.options import INPUT, parse_object
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ Report: TypeAlias = Annotated[
 ]
 
 _WHOLE = "a JSON object says everything of"
-_DATABASE = re.compile(r"env:|(postgres|postgresql|mysql|mariadb|sqlite|mssql|oracle)(\+\w+)?://")
+_DATABASE = re.compile(rf"{VARIABLE}|(postgres|postgresql|mysql|mariadb|sqlite|mssql|oracle)(\+\w+)?://")
 
 
 def source_of(

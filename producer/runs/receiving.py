@@ -9,12 +9,14 @@ from uuid import UUID
 
 from sqlalchemy import Connection
 
+from contracts.canonical import canonicalize
 from contracts.errors import BatchmillError, InvalidInput, InvalidRequest
 from contracts.models import ModelSpec
 from contracts.names import Task
 from contracts.params import parse_params
 from contracts.runs import RunProgress
 from contracts.sinks import SqlSink
+from contracts.sources import BatchFileSource
 from producer.drift import check_report
 from producer.reading.lines import Entry
 from producer.reading.opening import open_source
@@ -98,11 +100,13 @@ class _Reception:
         self._has_ids: bool | None = None
 
     def carry_out(self, begun: _Begun | None) -> bool:
-        """Read everything and seal the job; False where the rows are others than those that have arrived."""
+        """Read everything and seal the job; False where the rows, or what is asked of them, are others by now."""
         bench, held, spec = self._bench, self._held, self._spec
         bench.publisher.prepare()
         with open_source(spec.source, max_input_bytes=bench.settings.max_input_bytes) as reading:
             submission = self._submission(begun, reading)
+            if begun is not None and canonicalize(dict(submission.params)) != canonicalize(begun.params):
+                return False
             day = bench.day_of(held.run)
             open_sink(spec.sink, day=day).check(submission.model, submission.params, self._width(submission.model))
             if spec.report is not None:
@@ -138,9 +142,9 @@ class _Reception:
         if begun is None:
             with self._bench.database.transaction() as connection:
                 model = models.get(connection, spec.model)
-            params = parse_params(model.task, {**(reading.params or {}), **spec.params})
         else:
-            model, params = begun.model, begun.params
+            model = begun.model
+        params = parse_params(model.task, {**(reading.params or {}), **spec.params})
         for task in filter(None, (spec.task, reading.task)):
             if task != model.task:
                 raise InvalidRequest(
@@ -179,8 +183,10 @@ class _Reception:
 
     def _check_id(self, entry: Entry) -> None:
         """See that a table gets ids, or places, and not both: one row's place may be another's id."""
-        has = entry.custom_id is not None
+        has, source = entry.custom_id is not None, self._spec.source
         if self._has_ids is None:
+            if not has and not isinstance(source, BatchFileSource) and source.columns.id is not None:
+                raise InvalidInput(f"the row has no {source.columns.id!r}, by which a table finds it", entry.where)
             self._has_ids = has
         elif has != self._has_ids:
             this, those = ("an id", "none") if has else ("no id", "one")

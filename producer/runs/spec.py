@@ -14,12 +14,11 @@ from contracts.runs import OnBad, RunSpec, Thresholds
 from contracts.sinks import FileSink, Sink, SqlSink, parse_sink
 from contracts.sources import BatchFileSource, Source, SqlSource, parse_source
 from contracts.specs import explain
+from contracts.urls import VARIABLE
 from producer import terms
 from producer.urls import database_url
 from storage import endpoints, models
 from storage.database import Database
-
-_VARIABLE = "env:"
 
 
 def check_spec(
@@ -111,7 +110,7 @@ def _thresholds(thresholds: Mapping[str, float | None] | Thresholds | None) -> T
 
 def _check_database(url: str, what: str) -> None:
     # What a variable holds, only the process knows that carries the run out.
-    if not url.startswith(_VARIABLE):
+    if not url.startswith(VARIABLE):
         database_url(url, what)
 
 

@@ -35,13 +35,12 @@ class TableWriter:
     def __init__(self, sink: SqlSink) -> None:
         self._sink = sink
         self._url = database_url(sink.url, "sink")
+        address = self._url.set(query={}).render_as_string()
         if self._url.get_backend_name() not in DIALECTS:
-            raise InvalidRequest(
-                f"sink {self._url.render_as_string()}: rows are written to PostgreSQL, SQLite, MySQL and MariaDB"
-            )
+            raise InvalidRequest(f"sink {address}: rows are written to PostgreSQL, SQLite, MySQL and MariaDB")
         if self._url.get_backend_name() == "postgresql" and self._url.get_driver_name() != "psycopg":
             self._url = self._url.set(drivername="postgresql+psycopg")  # COPY goes through it
-        self._where = f"table {sink.table} of {self._url.render_as_string()}"
+        self._where = f"table {sink.table} of {address}"
 
     def check(self, model: ModelSpec, params: Mapping[str, Any], width: int | None = None) -> None:
         """See that the table takes such results; what is made for that is rolled back."""

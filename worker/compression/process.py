@@ -32,10 +32,11 @@ from storage.database import Database
 from storage.shards import Lease
 from storage.workers import WorkerReport
 from worker.compression import room, supervision
+from worker.compression.held import Held, Means
 from worker.compression.patience import PatientDatabase
 from worker.compression.scratch import remove_stale, scratch
 from worker.compression.supervision import REST, Interrupted, Postponed, StepFailed
-from worker.compression.work import Compression, Held, Means, Paused
+from worker.compression.work import Compression, Paused
 from worker.heartbeat import Heartbeat
 from worker.leases import Leases
 from worker.observing import WorkerMetrics

@@ -5,8 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,34 +14,30 @@ from typing import Any
 from sqlalchemy import Connection
 
 from contracts import logs
-from contracts.compression import CompressionSpec, Report, StepResult
+from contracts.compression import Report, StepResult
 from contracts.errors import (
     ArtifactError,
     ArtifactsUnavailable,
     CompressionFailed,
     DatabaseUnavailable,
-    DoesNotFit,
     InvalidRequest,
     LeaseLost,
-    UnknownModel,
 )
 from contracts.events import job_link
-from contracts.models import ArtifactFile, ModelSpec, TargetSpec, is_graph
+from contracts.models import ArtifactFile, is_graph
 from contracts.names import COMPRESSION_POOL, Task
-from contracts.preflight import EVALUATION, ModelSize, needs
+from contracts.preflight import EVALUATION
 from contracts.recipes import Dataset, Distill, Export, Step, title
-from contracts.settings import Settings
 from contracts.states import JobState
 from contracts.tracing import Span
-from storage import claims, compressions, inputs, jobs, models, overview, results, shards
-from storage.artifacts import ArtifactStore, manifest_digest
+from storage import claims, compressions, jobs, models, results, shards
+from storage.artifacts import manifest_digest
 from storage.counting import ShardOutcome
-from storage.database import Database
-from storage.modelfiles import read_config
-from storage.shards import Lease
-from worker.compression import room, supervision, teachers
+from worker.compression import supervision, teachers
+from worker.compression.held import Held, Means
 from worker.compression.notes import ProgressNotes
 from worker.compression.order import Order
+from worker.compression.outlook import Outlook
 from worker.compression.patience import PatientDatabase
 from worker.compression.prefixes import Prefixes, loaded_size
 from worker.compression.scratch import Scratch
@@ -56,38 +51,6 @@ PAGE = "report.html"
 
 class Paused(Exception):
     """Somebody paused the job: what is done stays, and the lease is given back."""
-
-
-@dataclass(frozen=True)
-class Means:
-    """What all compressions of a process work with."""
-
-    settings: Settings
-    database: Database
-    store: ArtifactStore
-    environment: dict[str, str]
-    """Of subprocesses."""
-    command: Sequence[str] = supervision.COMMAND
-    """What starts one."""
-
-
-@dataclass(frozen=True)
-class Held:
-    """A claimed compression."""
-
-    lease: Lease
-    target: TargetSpec
-    spec: CompressionSpec
-    prefixes: list[int]
-    """Inputs: the recipe up to each of its steps."""
-    finish: int
-    """The input whose result is the model."""
-
-    @classmethod
-    def of(cls, connection: Connection, lease: Lease, target: TargetSpec) -> "Held":
-        """What the lease's job is about."""
-        *prefixes, finish = inputs.ids_of_job(connection, lease.job_id)
-        return cls(lease, target, compressions.get(connection, lease.job_id), prefixes, finish)
 
 
 class Compression:
@@ -119,6 +82,7 @@ class Compression:
         self._notes = ProgressNotes(means.database, held.lease)
         self._database = PatientDatabase(means.database, timedelta(seconds=means.settings.lease_seconds), leaving)
         self._prefixes = Prefixes(self._database, held.lease)
+        self._outlook = Outlook(means, held, scratch, self._database)
 
     def run(self) -> None:
         """Do what has no result yet, register the model and close the shard.
@@ -167,7 +131,7 @@ class Compression:
             return known
         if known is None and (other := self._prefixes.done_by(input_id)) is not None:
             raise Postponed(f"waiting for job {other}, which is at the same step")
-        self._check_room(position, done)
+        self._outlook.check(position, done)
         result = self._step(position, step, done)
         if known is None:
             self._prefixes.store(input_id, result)
@@ -264,7 +228,7 @@ class Compression:
         return self._means.store.fetch(model.files, self._means.settings.cache)
 
     def _finish(self, done: Sequence[StepResult]) -> None:
-        self._check_room(len(done) + 1, done)
+        self._outlook.check(len(done) + 1, done)
         held, parent = self._held, self._held.target.model
         evaluate = held.spec.evaluate
         named = zip(held.spec.recipe, done, strict=True)
@@ -352,51 +316,6 @@ class Compression:
 
     def _rows(self, dataset: Dataset) -> Path:
         return self._artifact([dataset.file]) / dataset.file.path
-
-    def _check_room(self, position: int, done: Sequence[StepResult]) -> None:
-        """See whether the step, or the evaluation behind the last one, fits, and the disk holds all that follows it."""
-        parent, spec = self._held.target.model, self._held.spec
-        size, evaluated = self._size(parent), spec.evaluate is not None
-        found = needs(spec.recipe, size, parent.task, evaluated=evaluated, students=self._students)
-        fetched = self._scratch.fetched()
-        missing = sum(result.size_bytes for result in done if not (fetched / result.digest).is_dir())
-        looks = self._scratch.looks(position)
-        try:
-            hosts = self._database.transact(overview.compressors)
-            room.check(found[position - 1 :], self._scratch.folder, missing, hosts)
-        except room.Shortage as error:
-            self._bear(error, looks)
-            raise
-        looks.unlink(missing_ok=True)
-
-    def _bear(self, shortage: room.Shortage, looks: Path) -> None:
-        """Let the job rest until there is memory, unless it has rested for it as long as a step may take.
-
-        Each look leaves a byte, so that no time counts when nobody looked.
-        """
-        looks.parent.mkdir(exist_ok=True)
-        with looks.open("ab") as file:
-            file.write(b".")
-            rested = (file.tell() - 1) * supervision.REST.total_seconds()
-        if rested >= self._means.settings.compression_step_seconds:
-            raise DoesNotFit(
-                f"{shortage}, and the job has rested for it for {rested:,.0f} s: free some, or give the host more, and "
-                "submit again"
-            ) from None
-
-    @cached_property
-    def _students(self) -> dict[str, ModelSize]:
-        """How large the registered models are that distillations go on with; the step itself misses a removed one."""
-        found = {}
-        for step in self._held.spec.recipe:
-            if isinstance(step, Distill) and isinstance(step.student, str):
-                with suppress(UnknownModel):
-                    model = self._database.transact(partial(models.get, reference=step.student))
-                    found[step.student] = self._size(model)
-        return found
-
-    def _size(self, model: ModelSpec) -> ModelSize:
-        return ModelSize.of_model(model, read_config(self._means.store, model))
 
     def _go_on(self) -> None:
         """Stop here where somebody paused the job or took it away."""

@@ -14,7 +14,15 @@ import pytest
 from sqlalchemy import text
 
 from benchmarks.weights import MINILM
-from contracts.errors import DuplicateCustomId, EmptyJob, InvalidInput, InvalidRequest, JobCancelled, WrongState
+from contracts.errors import (
+    DatabaseUnavailable,
+    DuplicateCustomId,
+    EmptyJob,
+    InvalidInput,
+    InvalidRequest,
+    JobCancelled,
+    WrongState,
+)
 from contracts.runs import RunProgress
 from contracts.states import RunState
 from producer import Client
@@ -242,6 +250,15 @@ def test_rows_of_which_some_have_ids_go_to_no_table(client: Client, tmp_path: Pa
         client.run(source, "vectors", {"url": f"sqlite:///{sink}", "table": "scores"}, on_bad="skip")
 
 
+def test_rows_without_the_id_that_was_named_go_to_no_table(client: Client, tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"review_id": 7, "input": "seven"}\n')
+    spec = {"url": str(source), "columns": {"id": "reviewId", "input": "input"}}
+    with pytest.raises(InvalidInput, match=r"in\.jsonl, line 1: the row has no 'reviewId', by which a table finds it"):
+        client.run(spec, "vectors", {"url": f"sqlite:///{tmp_path}/in.db", "table": "scores"})
+    assert failed(client) == ("failed", "invalid_input", None)
+
+
 class Cut(Watcher):
     """Ctrl-C, when so many rows were read or written."""
 
@@ -300,6 +317,57 @@ def test_a_source_that_changed_since_the_cut_is_read_anew(client: Client, tmp_pa
     assert run.job_id != row.job_id
     assert rows(client, f"SELECT count(*) FROM items WHERE job_id = '{row.job_id}'") == [(0,)]
     assert pq.read_table(sink)["custom_id"].to_pylist() == [custom_id for custom_id, _ in pairs]
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_a_run_goes_on_where_the_lines_end_that_a_crash_of_postgres_left(client: Client, tmp_path: Path) -> None:
+    pairs = pairs_of("lost", 520)
+    source, sink = write_parquet(tmp_path / "in.parquet", pairs), tmp_path / "out.parquet"
+
+    class Crash(Watcher):
+        """Takes back what was committed behind the first lines, as a log that was not on the disk."""
+
+        kept: tuple[Any, int, bytes] | None = None
+        lost = False
+
+        def reads(self, progress: RunProgress) -> None:
+            with client._database.transaction() as connection:
+                job_id, items, digest = connection.exec_driver_sql(
+                    "SELECT id, items, content_digest FROM jobs ORDER BY created_at DESC LIMIT 1"
+                ).one()
+                if self.kept is None and items > 0:
+                    self.kept = job_id, items, digest
+                if self.kept is not None and items > self.kept[1] and not self.lost:
+                    self.lost = True
+                    values = {"id": job_id, "items": self.kept[1], "digest": self.kept[2]}
+                    # The job first: a chunk that is under way holds it.
+                    connection.execute(
+                        text("UPDATE jobs SET items = :items, content_digest = :digest WHERE id = :id"), values
+                    )
+                    connection.execute(text("DELETE FROM items WHERE job_id = :id AND position >= :items"), values)
+
+    crash = Crash()
+    with pytest.raises(DatabaseUnavailable, match="lines are left, as Postgres crashed"):
+        client.run(source, "vectors", sink, progress=crash)
+    assert crash.lost
+    (row,) = rows(client, "SELECT id, job_id FROM runs ORDER BY created_at DESC LIMIT 1")
+    run = client.resume(row.id)
+    assert run.job_id == row.job_id
+    assert pq.read_table(sink)["custom_id"].to_pylist() == [custom_id for custom_id, _ in pairs]
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_a_run_that_asks_for_something_else_than_before_the_cut_reads_anew(client: Client, tmp_path: Path) -> None:
+    pairs = pairs_of("asked", 500)
+    source, sink = write_parquet(tmp_path / "in.parquet", pairs), tmp_path / "out.parquet"
+    row = interrupted(client, source, sink, Cut(read=450))
+    with client._database.transaction() as connection:  # as the options of a batch file that is another by now
+        connection.execute(
+            text("UPDATE runs SET spec = jsonb_set(spec, '{params}', '{\"precision\": \"float16\"}') WHERE id = :id"),
+            {"id": row.id},
+        )
+    assert client.resume(row.id).job_id != row.job_id
+    assert pq.read_schema(sink).field("output").type.value_type == pa.float16()
 
 
 @pytest.mark.usefixtures("small_chunks")
