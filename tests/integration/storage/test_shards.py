@@ -212,6 +212,15 @@ class TestClaim:
             assert not claims.any_claimable(connection, "elsewhere")
         assert claimed(database) is not None
 
+    def test_interactive_work_of_a_pool_is_seen(self, database: Database, target_id: int) -> None:
+        submit(database, target_id, "ab", priority=Priority.BULK)
+        with database.transaction() as connection:
+            assert not claims.any_interactive(connection, "default")
+        submit(database, target_id, "c", priority=Priority.INTERACTIVE)
+        with database.transaction() as connection:
+            assert claims.any_interactive(connection, "default")
+            assert not claims.any_interactive(connection, "elsewhere")
+
     def test_what_waits_is_told_with_the_longest_wait(self, database: Database, target_id: int) -> None:
         def waiting(most: int = 16, pool: str = "default") -> claims.Waiting:
             with database.transaction() as connection:
