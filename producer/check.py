@@ -7,8 +7,8 @@ from typing import Any
 from contracts.errors import EmptyJob, InvalidInput
 from contracts.models import ModelSpec
 from contracts.params import extra_tokens
+from producer.incoming import chunks, lines
 from producer.reading.lines import Entry
-from producer.submission import chunks, lines
 from storage import budgets, inputs
 from storage.database import Database
 

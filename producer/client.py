@@ -22,11 +22,12 @@ from producer import addresses, terms
 from producer.check import Check, check
 from producer.compression.job import CompressionJob
 from producer.compression.submission import Terms
+from producer.incoming import entries, lines
 from producer.job import Job, JobList
 from producer.publisher import Publisher
 from producer.registry import Models
 from producer.schedules import Schedules
-from producer.submission import Submission, entries, lines, submit
+from producer.submission import Submission, submit
 from producer.webhooks import Webhooks
 from storage import jobs, models, overview, schema
 from storage.database import Database

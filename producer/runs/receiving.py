@@ -18,17 +18,16 @@ from contracts.runs import RunProgress
 from contracts.sinks import SqlSink
 from contracts.sources import BatchFileSource
 from producer.drift import check_report
+from producer.incoming import ContentDigest, lines
 from producer.reading.lines import Entry
 from producer.reading.opening import open_source
 from producer.runs.bench import Bench
 from producer.runs.held import Held
 from producer.runs.watcher import Watcher
 from producer.submission import (
-    ContentDigest,
     Opened,
     Submission,
     discard,
-    lines,
     open_job,
     passed_over,
     receive,

@@ -150,7 +150,7 @@ def test_a_client_that_dies_midway_leaves_no_job_that_runs(mill: Mill) -> None:
         dying = mill.run_client(
             """
             import os, signal
-            from producer.submission import CHUNK_LINES
+            from producer.incoming import CHUNK_LINES
 
             def dies():
                 yield from (f"item {number}" for number in range(CHUNK_LINES))

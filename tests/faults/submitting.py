@@ -79,9 +79,9 @@ def _connect() -> Client:
 
 
 def _submit(client: Client, plan: Plan, journal: Journal) -> None:
-    import producer.submission
+    import producer.incoming
 
-    producer.submission.CHUNK_LINES = plan.chunk
+    producer.incoming.CHUNK_LINES = plan.chunk
     journal.write(act="intends", number=plan.number)
     options: dict[str, object] = {}
     if plan.callback is not None:

@@ -23,7 +23,8 @@ from contracts.names import split_reference
 from contracts.settings import Settings
 from contracts.tracing import Tracing
 from producer import Client, client, read
-from producer.submission import ContentDigest, Submission, chunks
+from producer.incoming import ContentDigest, chunks
+from producer.submission import Submission
 from storage.inputs import Line
 from tests.conftest import Mill, wait_until
 from tests.models import model_spec

@@ -31,7 +31,7 @@ from contracts.errors import (
 )
 from contracts.states import JobState
 from producer import Client, ItemError
-from producer.submission import CHUNK_LINES
+from producer.incoming import CHUNK_LINES
 from storage.database import Database
 from tests.conftest import Mill
 

@@ -36,9 +36,9 @@ ROWS, CHUNK = 900, 100
 # A runner whose n-th call of a function is its last: SIGKILL, whatever is under way.
 DYING = """
 import os, signal, sys
-import producer.submission
+import producer.incoming
 from tests.faults.crash import wrap
-producer.submission.CHUNK_LINES = {chunk}
+producer.incoming.CHUNK_LINES = {chunk}
 left = [{count}]
 def last(original):
     def call(*arguments, **named):

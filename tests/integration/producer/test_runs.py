@@ -281,7 +281,7 @@ class Cut(Watcher):
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("producer.submission.CHUNK_LINES", 100)
+    monkeypatch.setattr("producer.incoming.CHUNK_LINES", 100)
     monkeypatch.setattr("producer.runs.receiving.LOOK_ROWS", 50)
 
 
