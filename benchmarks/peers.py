@@ -19,7 +19,7 @@ from producer import Client
 SCRIPTS = Path(__file__).parent / "others"
 ENVIRONMENTS = Path(".venv-peers")
 OURS = ("bf16", "nf4", "ONNX int8")
-TEXTS = 12_000
+TEXTS = 6_000
 INSTALL_SECONDS = 900
 PATIENCE = 3600
 
