@@ -14,7 +14,7 @@ from contracts.settings import Settings
 from producer import Client
 from storage.artifacts import ArtifactStore
 
-COUNTS = {"nf4": 12_500, "ONNX int8": 26_000}
+COUNTS = {"nf4": 14_000, "ONNX int8": 26_000}
 """Texts for each model: a pair is to take three minutes at least."""
 PATIENCE = 3600
 
