@@ -65,7 +65,7 @@ def fetch_binary(connection: Connection, query: str, params: Mapping[str, Any]) 
 
 
 def bigints(values: Iterable[int]) -> str:
-    """Numbers as the text of a `bigint[]`, in a tenth of the time that the driver takes for a list of them."""
+    """Numbers as the text of a `bigint[]`; the driver's own way with a list calls a function for each."""
     return f"{{{','.join(map(str, values))}}}"
 
 

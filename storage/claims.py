@@ -258,7 +258,7 @@ def waiting(connection: Connection, pool: str, most: int) -> Waiting:
 
 
 def any_interactive(connection: Connection, pool: str) -> bool:
-    """Whether the pool has interactive work, claimable or not: asked in a tenth of the time that a claim takes."""
+    """Whether the pool has interactive work, claimable or not; less to ask than a claim."""
     statement = text(
         "SELECT EXISTS (SELECT FROM jobs WHERE pool = :pool AND state IN ('queued', 'running') AND priority = 0)"
     )

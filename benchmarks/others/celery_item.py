@@ -89,7 +89,7 @@ def _settings(workers: Workers, folder: str) -> Iterator[tuple[str, Encode]]:
                 "ITEM_PROCESSES": processes,
                 "ITEM_THREADS": threads,
             }
-            name = f"{dtype}, {processes} processes, {threads} threads each"
+            name = f"{dtype}, processes: {processes}, threads each: {threads}"
             yield name, lambda texts, setting=setting: workers.embed(texts, setting)
 
 

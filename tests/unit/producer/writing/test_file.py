@@ -11,26 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from contracts.errors import DatabaseUnavailable, InvalidRequest, SinkUnavailable
+from producer.results import schema_of
 from producer.writing.file import check_path, write_results
 from producer.writing.formats import SUFFIXES as ALL_SUFFIXES
 
 SUFFIXES = ALL_SUFFIXES[:3]
 
 JSON_TEXT = pa.field("output", pa.string(), metadata={"json": "1"})
-
-
-def schema_of(output: pa.Field) -> pa.Schema:
-    return pa.schema(
-        [
-            pa.field("position", pa.int64(), nullable=False),
-            pa.field("custom_id", pa.string()),
-            output,
-            pa.field("error_code", pa.string()),
-            pa.field("error_message", pa.string()),
-            pa.field("cached", pa.bool_(), nullable=False),
-            pa.field("truncated", pa.bool_(), nullable=False),
-        ]
-    )
 
 
 def batch_of(schema: pa.Schema, outputs: list, start: int = 0) -> pa.RecordBatch:
