@@ -1,5 +1,6 @@
 # make demo   embed the docstrings of the standard library, end to end, on this machine
-# make test   the whole suite, on servers that it starts by itself
+# make test   the suite, on servers that it starts by itself
+# make verify what takes too long for every change, and a release runs: VERIFY='-k fuzz' for a part of it
 # make check  format, lint, types, layers, schema, docs
 # make docs   the documentation as pages in site/
 # make bench  the figures of docs/reference/benchmarks.md
@@ -10,7 +11,7 @@ VENV := .venv
 PIP := PIP_CONSTRAINT=constraints.txt $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 FILES := pyproject.toml constraints.txt Makefile
 
-.PHONY: demo test check docs bench soak debian clean
+.PHONY: demo test verify check docs bench soak debian clean
 .DELETE_ON_ERROR:
 
 # Debian's Python may come without ensurepip; virtualenv brings its own pip.
@@ -38,8 +39,12 @@ demo: $(VENV)/.demo
 
 # What measures nothing runs side by side, with a thread for each model; what holds processes to times runs by itself.
 test: $(VENV)/.test debian
-	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --quiet --numprocesses 3 --dist loadfile -m "not alone" tests
-	@$(VENV)/bin/python -m pytest -m alone tests/acceptance tests/faults
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --quiet --numprocesses 3 --dist loadfile -m "not alone and not verify" tests
+	@$(VENV)/bin/python -m pytest -m "alone and not verify" tests/acceptance tests/faults
+
+# One after the other: some of it holds processes to times. Each test has a small twin in `make test`.
+verify: $(VENV)/.test debian
+	@$(VENV)/bin/python -m pytest -m verify --timeout 3600 $(VERIFY) tests
 
 check: $(VENV)/.test docs
 	$(VENV)/bin/ruff format --check .
