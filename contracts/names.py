@@ -51,8 +51,11 @@ class Quantization(StrEnum):
         return self not in (Quantization.NONE, Quantization.BF16, Quantization.FP16)
 
     @property
-    def compute_dtype(self) -> str:
-        """The floating-point type that activations have, as torch spells it."""
+    def least_precision(self) -> str:
+        """The least precise floating-point type that activations may have, as torch spells it.
+
+        A device that computes a more precise type faster takes that.
+        """
         match self:
             case Quantization.NONE:
                 return "float32"

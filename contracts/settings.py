@@ -54,7 +54,9 @@ class Settings(BaseSettings):
     """`cpu`, `cuda`, `cuda:1`; `auto` takes the first GPU where there is one, and for a model too large for it the
     others as well."""
     threads: int | None = Field(default=None, ge=1)
-    """CPU threads for the model; all cores when not given."""
+    """CPU threads that compute, of all lanes together; all cores when not given."""
+    lanes: int | None = Field(default=None, ge=1)
+    """Passes of a model beside one another in a worker; when not given, as many as a measurement shows to pay."""
     model_memory: int | None = Field(default=None, ge=1)
     """Bytes that loaded models may take on the device; 60 % of its memory when not given. A larger model is laid over
     several devices, the last of them the disk."""

@@ -9,7 +9,7 @@ from contracts.models import ModelSpec
 from contracts.params import extra_tokens
 from producer.incoming import chunks, lines
 from producer.reading.lines import Entry
-from storage import budgets, inputs
+from storage import inputs, plans
 from storage.database import Database
 
 SHOWN = 100
@@ -85,7 +85,7 @@ def check(
         if not bad:
             raise
     with database.transaction() as connection:
-        fastest = budgets.fastest(connection, model.id)
+        fastest = plans.fastest(connection, model.id)
     return Check(
         items=items,
         bad=bad,

@@ -20,7 +20,7 @@ from contracts.models import ModelSpec
 from contracts.params import compresses, extra_tokens, pass_tokens
 from contracts.states import Priority
 from producer.incoming import ContentDigest, chunks
-from storage import budgets, endpoints, inputs, jobs, models, oldjobs, sealing
+from storage import endpoints, inputs, jobs, models, oldjobs, plans, sealing
 from storage.database import Database
 from storage.inputs import Line
 from storage.jobs import Listener
@@ -233,7 +233,7 @@ def seal(
     expires_in: timedelta | None = None,
 ) -> int:
     """Seal a job that was received, cut into shards that suit its model; how many these are."""
-    fastest = budgets.fastest(connection, model.id)
+    fastest = plans.fastest(connection, model.id)
     # Where a full micro-batch takes longer than a shard should, as it does when texts are generated, it is one shard.
     measured = fastest and max(
         int(fastest.tokens_per_second * SHARD_SECONDS), pass_tokens(fastest.tokens, model.task, params), 1024

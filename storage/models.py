@@ -152,7 +152,7 @@ def fingerprint(model: ModelSpec, params: Mapping[str, Any]) -> bytes:
                 "task": model.task.value,
                 "params": dict(params),
                 "engine": model.engine,
-                "compute_dtype": model.quantization.compute_dtype,
+                "compute_dtype": model.quantization.least_precision,
                 "canonical": CANONICAL_VERSION,
                 "epoch": model.epoch,
             }

@@ -45,7 +45,7 @@ def downgrade(url: str, revision: str) -> None:
         command.downgrade(config(connection), revision)
 
 
-HEAD = "0005"
+HEAD = "0006"
 """The revision that this code works on: the newest in `migrations/`, as a test makes sure."""
 
 

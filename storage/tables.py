@@ -74,6 +74,8 @@ models = Table(
     Column("parent_id", BigInteger, ForeignKey("models.id")),
     Column("recipe", JSONB),  # what made it of its parent
     Column("rejected", Boolean, nullable=False, server_default=text("false")),  # only `name@version` names it
+    Column("fidelity", Double, nullable=False, server_default=text("1")),  # to float32, of a model that is `auto`
+    _time("measure_from"),  # plans that were measured sooner are not used any more
     _time("created_at", default=True),
     _time("removed_at"),
     UniqueConstraint("name", "version"),
@@ -231,6 +233,11 @@ batch_budgets = Table(
     metadata,
     Column("model_id", BigInteger, ForeignKey("models.id", ondelete="CASCADE"), primary_key=True),
     Column("device", Text, primary_key=True),
+    Column("quantization", Text, nullable=False, server_default=text("'none'")),  # as held, of a model that is `auto`
+    Column("dtype", Text, nullable=False, server_default=text("'float32'")),  # of the arithmetic
+    Column("lanes", Integer, nullable=False, server_default=text("1")),
+    Column("threads", Integer, nullable=False, server_default=text("1")),  # of a lane
+    Column("rates", JSONB, nullable=False, server_default=text("'[]'")),  # all that was tried
     Column("budget_tokens", Integer, nullable=False),
     Column("ceiling_tokens", Integer),  # passes of more ran out of memory
     Column("tokens_per_second", Double, nullable=False),

@@ -5,7 +5,7 @@ and target; a micro-batch is drawn from all blocks of one target, whatever their
 similar length together, up to a budget of padded tokens (longest row times rows).
 """
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -98,13 +98,24 @@ class MicroBatcher:
         """Forget what waits of a block; rows in flight are not touched."""
         self._blocks = [other for other in self._blocks if other is not block]
 
-    def next(self, now: float) -> MicroBatch | None:
-        """The micro-batch to compute now; None when nothing waits, or what waits is worth a moment's patience."""
+    def next(self, now: float, admits: Callable[[Hashable], bool] = lambda target: True) -> MicroBatch | None:
+        """The micro-batch to compute now; None when nothing waits, or what waits is worth a moment's patience.
+
+        Args:
+            now: In the clock of the caller.
+            admits: Whether there is room for a pass of a target now. What is most urgent waits for it, and what is
+                less urgent behind it, or narrow passes would keep a wide one out for good.
+        """
         leads: dict[Hashable, Block] = {}
         for block in sorted(self._blocks, key=_urgency):
             leads.setdefault(block.target, block)
-        # While the most urgent target waits for company, others need not.
-        return next((batch for lead in leads.values() if (batch := self._led_by(lead, now)) is not None), None)
+        for lead in leads.values():
+            if not admits(lead.target):
+                return None
+            if (batch := self._led_by(lead, now)) is not None:
+                return batch
+            # While the most urgent target waits for company, others need not.
+        return None
 
     def _led_by(self, lead: Block, now: float) -> MicroBatch | None:
         """A micro-batch that begins with the lead's longest row, unless it is worth a moment's patience."""

@@ -3,21 +3,21 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError
 from functools import partial
 from typing import Any, NamedTuple
 
 from contracts.errors import ModelLoadFailed, describe
 from contracts.params import MEASURED_LENGTH
-from storage.budgets import Budget
 from worker.engines.base import Engine
+from worker.lanes import Lanes
 
 log = logging.getLogger(__name__)
 
 LARGEST = 262_144
 PASSES = 5
-PATIENCE = 2.0
+PATIENCE = 1.0
 """Seconds: a pass that takes longer is not doubled any more, and passes of one size that took longer are enough."""
 DECLINES = 2
 """Sizes in a row that are clearly slower than the best before the search ends: one may be an accident."""
@@ -29,13 +29,28 @@ SLACK = 0.95
 whose rows are all of one length, it loses again to padding, and small passes wait less."""
 
 
+PASSES_A_LANE = 2
+"""In a trial of several lanes, beside one another: a lane that ends first does not wait for the others each time."""
+
+
+class Measured(NamedTuple):
+    """The best size of a pass."""
+
+    tokens: int
+    tokens_per_second: float
+    """Of all lanes together."""
+    ceiling: int | None
+    """Tokens that passes never hold more of, where memory was too small for more."""
+
+
 def measure(
     engine: Engine,
     params: Mapping[str, Any],
     begin_pass: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
-) -> Budget:
-    """Double the tokens of a pass until it gets no faster; the best of several passes counts for each size.
+    lanes: Lanes | None = None,
+) -> Measured:
+    """Double the tokens of a pass until it gets no faster; the best of several trials counts for each size.
 
     Padding and batch size trade against each other differently on every processor, so that a guess costs: on two
     cores with AVX-512 the best budget of a small encoder is about 2,000 tokens, and 32,000 lose a third. Where memory
@@ -46,11 +61,12 @@ def measure(
         params: Of its task.
         begin_pass: Called before each pass; what it raises ends the search.
         clock: In seconds.
+        lanes: What carries the passes; the thread that asks, when not given.
 
     Raises:
         ModelLoadFailed: Not even the smallest pass succeeds.
     """
-    attempt = partial(_attempt, engine, params, begin_pass, clock)
+    attempt = partial(_attempt, engine, params, begin_pass, clock, lanes)
     # The first pass pays for what libraries put off until then.
     trial = attempt(MEASURED_LENGTH, 1)
     tokens, ceiling = engine.smallest_pass, None
@@ -78,12 +94,32 @@ def measure(
             speeds[chosen] = max(speeds[chosen], chosen / trial.seconds)
         if speeds[chosen] >= enough:
             break
-    return Budget(tokens=chosen, tokens_per_second=speeds[chosen], ceiling=ceiling)
+    return Measured(chosen, speeds[chosen], ceiling)
+
+
+def glance(
+    engine: Engine,
+    params: Mapping[str, Any],
+    begin_pass: Callable[[], None] = lambda: None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Measured:
+    """The speed in one lane, in passes of the smallest size: enough to tell one arithmetic from another.
+
+    Raises:
+        ModelLoadFailed: Not even the smallest pass succeeds.
+    """
+    attempt = partial(_attempt, engine, params, begin_pass, clock, None)
+    trial = attempt(MEASURED_LENGTH, 1)
+    if trial.seconds is not None:
+        trial = attempt(engine.smallest_pass, PASSES)
+    if trial.seconds is None:
+        raise ModelLoadFailed(f"its first pass failed: {trial.failure}")
+    return Measured(engine.smallest_pass, engine.smallest_pass / trial.seconds, None)
 
 
 class _Trial(NamedTuple):
     seconds: float | None
-    """Of the fastest pass; None where one raised."""
+    """A pass, in the fastest round; several lanes share the time. None where one raised."""
     failure: str = ""
     full: bool = False
     """Whether it raised because memory was full."""
@@ -94,19 +130,28 @@ def _attempt(
     params: Mapping[str, Any],
     begin_pass: Callable[[], None],
     clock: Callable[[], float],
+    lanes: Lanes | None,
     tokens: int,
-    passes: int,
+    rounds: int,
 ) -> _Trial:
-    """Passes of one size, fewer when they take long."""
+    """Rounds of passes of one size, fewer when they take long."""
+
+    def compute(rows: Sequence[Any]) -> None:
+        begin_pass()
+        engine.run(rows, params)
+
     fastest, spent = math.inf, 0.0
     try:
         rows = engine.synthetic(MEASURED_LENGTH, max(tokens // MEASURED_LENGTH, 1))
-        for _ in range(passes):
-            begin_pass()
+        passes = [rows] * (1 if lanes is None or lanes.count == 1 else PASSES_A_LANE * lanes.count)
+        for _ in range(rounds):
             begin = clock()
-            engine.run(rows, params)
-            seconds = clock() - begin + OVERHEAD
-            fastest, spent = min(fastest, seconds), spent + seconds
+            if lanes is None:
+                compute(rows)
+            else:
+                lanes.run(compute, passes)
+            seconds = clock() - begin + OVERHEAD * (1 if lanes is None else len(passes) / lanes.count)
+            fastest, spent = min(fastest, seconds / len(passes)), spent + seconds
             if spent > PATIENCE:
                 break
         return _Trial(fastest)

@@ -1,13 +1,19 @@
-"""The one thread that owns a device: it takes micro-batches from the batcher and hands results on."""
+"""A device and its lanes: threads that take micro-batches from the batcher, put them through a model, and hand on.
+
+A lane is a thread that carries one pass at a time; all lanes share the weights. How many passes of a model stand
+beside one another, and how many of the device's cores each takes, its compute plan says.
+"""
 
 import logging
 import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import CancelledError, Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
+from threading import get_ident
 from typing import TypeVar
 
 import numpy as np
@@ -46,23 +52,45 @@ class Computed:
     """Whether every row of the shard has been through the model now."""
 
 
+@dataclass(eq=False)
+class _Pass:
+    """What a lane is busy with."""
+
+    target: Hashable
+    """None for a call, which has the device to itself."""
+    threads: int
+    """Cores that it takes."""
+    shards: list[HeldShard]
+    """Those that have rows in it."""
+    began: float = field(default_factory=time.monotonic)
+    """When the forward pass began; again with each that follows in the same micro-batch or call."""
+
+
 class Device:
     """Holds the shards of this process and computes them, most urgent first.
 
     Args:
-        deliver: Takes what was computed; called from the device's thread, so it must not take long.
+        deliver: Takes what was computed; called from the lanes, so it must not take long.
         observe: Told of each micro-batch that went through a model, and the seconds that it took; called alike.
+        cores: Threads that all passes together may have.
+        enter_lane: Called on a lane before its first pass with another number of threads, with that number.
     """
 
     def __init__(
         self,
         deliver: Callable[[list[Computed]], None],
         observe: Callable[[ModelSpec, MicroBatch, float], None] = lambda *_: None,
+        cores: int = 1,
+        enter_lane: Callable[[int], None] = lambda threads: None,
     ) -> None:
         self._deliver = deliver
         self._observe = observe
+        self._cores = cores
+        self._enter_lane = enter_lane
         self._batcher = MicroBatcher()
         self._shards: dict[Block, HeldShard] = {}
+        self._widths: dict[Hashable, tuple[int, int]] = {}
+        """By target: the lanes that its passes may have, and the threads of each."""
         self._ceilings: dict[int, int] = {}
         """By model: the most padded tokens of a pass, where memory was too small for more."""
         self._forms: dict[int, OutputForm] = {}
@@ -71,21 +99,23 @@ class Device:
         """Inputs that went through a model since the process began."""
         self.tokens = 0
         """Tokens of these inputs, without padding."""
-        self._in_flight: list[HeldShard] = []
-        """Shards with rows in the micro-batch that is being computed."""
-        self._pass_began: float | None = None
+        self._passes: dict[int, _Pass] = {}
+        """What is in flight, by the thread of its lane."""
         self._calls: deque[tuple[Callable[[], object], Future[object]]] = deque()
         self._changed = threading.Condition()
         self._draining = False
         self._stopping = False
-        self._thread = vital_thread("device", self._loop)
+        self._held_back = False
+        """Whether the lane that looked last found work that has to wait for cores."""
+        self._lanes: list[threading.Thread] = []
 
     def start(self) -> None:
-        """Begin to compute."""
-        self._thread.start()
+        """Begin to compute, in one lane; others begin when a model has passes for them."""
+        with self._changed:
+            self._widen(1)
 
     def call(self, function: Callable[[], T]) -> T:
-        """Run a function on the device's thread, between micro-batches; its result, or what it raised.
+        """Run a function on the device's first lane while no other computes; its result, or what it raised.
 
         Raises:
             CancelledError: The device drains.
@@ -96,16 +126,20 @@ class Device:
                 future.cancel()
             else:
                 self._calls.append((function, future))
-            self._changed.notify()
+            self._changed.notify_all()
         return future.result()  # type: ignore[return-value]
 
-    def submit(self, shard: HeldShard, budget_tokens: int, pass_seconds: float = 0.0) -> None:
+    def submit(
+        self, shard: HeldShard, budget_tokens: int, pass_seconds: float = 0.0, lanes: int = 1, threads: int = 1
+    ) -> None:
         """Take a shard in; its `finished` event is set once each row has a stored result or a known error.
 
         Args:
             shard: What is to be computed.
             budget_tokens: Padded tokens that a pass of its target holds.
             pass_seconds: What such a pass takes.
+            lanes: Passes of its target that may stand beside one another.
+            threads: Cores that each of them takes.
         """
         with self._changed:
             if self._draining:
@@ -118,8 +152,10 @@ class Device:
             self._shards[shard.block] = shard
             ceiling = self._ceilings.get(shard.target.model.id, budget_tokens)
             self._batcher.set_budget(shard.block.target, min(budget_tokens, ceiling), pass_seconds)
+            self._widths[shard.block.target] = lanes, threads
+            self._widen(lanes)
             self._batcher.add(shard.block, time.monotonic())
-            self._changed.notify()
+            self._changed.notify_all()
 
     def _follow(self, shard: HeldShard) -> None:
         """Leave to other shards of the same target what they compute already."""
@@ -164,54 +200,102 @@ class Device:
         self.abandon(lambda _: True)
 
     def stop(self) -> None:
-        """Drain, and end after the micro-batch in flight."""
+        """Drain, and end after the micro-batches in flight."""
         self.drain()
         with self._changed:
             self._stopping = True
-            self._changed.notify()
-        self._thread.join()
+            self._changed.notify_all()
+        for lane in self._lanes:
+            lane.join()
 
     def checkpoint(self) -> None:
-        """To be called on the device's thread before each forward pass of a call, and between the steps of a long one.
+        """To be called on a lane before each forward pass, and between the steps of a long one.
 
         Raises:
-            CancelledError: The device drains, or all shards of the micro-batch in flight were abandoned.
+            CancelledError: The device drains, or all shards of the lane's micro-batch were abandoned.
         """
-        if self._draining or (self._in_flight and all(shard.abandoned for shard in self._in_flight)):
+        lane = self._lane()
+        if self._draining or (lane is not None and lane.shards and all(shard.abandoned for shard in lane.shards)):
             raise CancelledError
         self._begin_pass()
 
     def _begin_pass(self) -> None:
-        self._pass_began = time.monotonic()
+        if (lane := self._lane()) is not None:
+            lane.began = time.monotonic()
+
+    def _lane(self) -> _Pass | None:
+        """What the calling thread is busy with; a thread that is no lane belongs to a call, which is alone then."""
+        return self._passes.get(get_ident()) or next(iter(list(self._passes.values())), None)
 
     def stalled_for(self) -> float:
-        """Seconds since the pass in flight began; 0 when there is none."""
-        began = self._pass_began
-        return 0.0 if began is None else time.monotonic() - began
+        """Seconds since the longest pass in flight began; 0 when there is none."""
+        now = time.monotonic()
+        return max((now - lane.began for lane in list(self._passes.values())), default=0.0)
 
-    def _loop(self) -> None:
+    def _widen(self, lanes: int) -> None:
+        """Have at least so many lanes."""
+        while len(self._lanes) < lanes:
+            number = len(self._lanes)
+            name = f"device-{number}" if number else "device"  # by which probes know the first
+            self._lanes.append(vital_thread(name, partial(self._loop, number)))
+            self._lanes[-1].start()
+
+    def _loop(self, number: int) -> None:
         yield_to_others()
-        while True:
-            with self._changed:
-                while not (self._stopping or self._calls) and (batch := self._next()) is None:
-                    wake_at = self._batcher.wake_at()
-                    self._changed.wait(None if wake_at is None else max(wake_at - time.monotonic(), 0.001))
-                if self._stopping:
-                    return
-                call = self._calls.popleft() if self._calls else None
-            self._begin_pass()
-            if call is not None:
-                self._run_call(*call)
-            else:
-                assert batch is not None
-                self._run_batch(*batch)
-            # Or an engine that left memory would stay there until the next pass.
-            batch = call = None
-            self._pass_began = None
+        threads = 0
+        while (work := self._await_work(number)) is not None:
+            lane, run = work
+            if lane.target is not None and lane.threads != threads:
+                threads = lane.threads
+                self._enter_lane(threads)
+            elif lane.target is None:
+                threads = 0  # a call may change them
+            try:
+                run()
+            finally:
+                # Or an engine that left memory would stay there until the next pass.
+                del work, run, lane
+                with self._changed:
+                    del self._passes[get_ident()]
+                    self._changed.notify_all()
 
-    def _next(self) -> tuple[MicroBatch, list[HeldShard]] | None:
-        batch = self._batcher.next(time.monotonic())
-        return None if batch is None else (batch, [self._shards[part.block] for part in batch.parts])
+    def _await_work(self, number: int) -> tuple[_Pass, Callable[[], None]] | None:
+        """The next thing that this lane does, noted as in flight; None when the device stops."""
+        with self._changed:
+            while not self._stopping:
+                if (work := self._take(number)) is not None:
+                    self._passes[get_ident()] = work[0]
+                    return work
+                # What ends, or comes, wakes the lanes; a block that waits for company is ripe at a known time.
+                wake_at = None if self._calls or self._held_back else self._batcher.wake_at()
+                self._changed.wait(None if wake_at is None else max(wake_at - time.monotonic(), 0.001))
+            return None
+
+    def _take(self, number: int) -> tuple[_Pass, Callable[[], None]] | None:
+        self._held_back = False
+        if self._calls:
+            if number > 0 or self._passes:
+                return None
+            call = self._calls.popleft()
+            return _Pass(None, self._cores, []), lambda: self._run_call(*call)
+        batch = self._batcher.next(time.monotonic(), lambda target: self._admits(target, number))
+        if batch is None:
+            return None
+        shards = [self._shards[part.block] for part in batch.parts]
+        return _Pass(batch.target, self._widths[batch.target][1], shards), lambda: self._run_batch(batch, shards)
+
+    def _admits(self, target: Hashable, number: int) -> bool:
+        """Whether a pass of the target may begin in this lane, beside those in flight."""
+        lanes, threads = self._widths[target]
+        taken = sum(lane.threads for lane in self._passes.values())
+        mine = sum(lane.target == target for lane in self._passes.values())
+        # A lane keeps the threads that it ever had: the first lanes alone have wide passes, or there would be more
+        # threads than cores.
+        free = (
+            number < max(self._cores // threads, 1) and mine < lanes and (not taken or taken + threads <= self._cores)
+        )
+        self._held_back |= not free
+        return free
 
     @staticmethod
     def _run_call(function: Callable[[], object], future: Future[object]) -> None:
@@ -221,7 +305,6 @@ class Device:
             future.set_exception(error)
 
     def _run_batch(self, batch: MicroBatch, shards: list[HeldShard]) -> None:
-        self._in_flight = shards
         try:
             with logs.bound(
                 model=shards[0].target.model.reference,
@@ -235,8 +318,6 @@ class Device:
             )
         else:
             self._deliver(computed)
-        finally:
-            self._in_flight = []
 
     def _compute(self, batch: MicroBatch, shards: list[HeldShard]) -> list[Computed]:
         """Put a micro-batch through the model.
@@ -254,11 +335,11 @@ class Device:
             batch = replace(batch, real_tokens=used)
         self._observe(target.model, batch, time.perf_counter() - began)
         places = np.array(result.places, dtype=np.int64)
-        self.inputs += len(rows)
-        self.tokens += batch.real_tokens
         computed = []
         start = 0
         with self._changed:
+            self.inputs += len(rows)
+            self.tokens += batch.real_tokens
             if result.fitting is not None:
                 self._lower_ceiling(target, result.fitting * batch.padded_tokens // len(rows), shards)
             for part, shard in zip(batch.parts, shards, strict=True):

@@ -1,29 +1,39 @@
-"""How a registered model gets into memory, and its token budget with it."""
+"""How a registered model gets into memory, and its compute plan with it."""
 
+import gc
 import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from contracts.errors import BatchmillError, ModelLoadFailed, describe
 from contracts.models import ModelSpec, is_graph
+from contracts.names import Quantization
 from contracts.params import parse_params
 from contracts.settings import Settings
-from storage import budgets
+from storage import plans
 from storage.artifacts import ArtifactStore
-from storage.budgets import Budget
 from storage.database import Database
-from worker import budget as budget_measure
+from storage.plans import Plan
+from worker import budget
+from worker.budget import Measured
 from worker.device import Device, yield_to_others
 from worker.engines.base import Engine
 from worker.engines.registry import engine_class
 from worker.hardware import Hardware
+from worker.lanes import Lanes
+from worker.planning import find_plan, undisturbed
+from worker.variants import Variant, choices, most_bytes, stored
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+Grow = Callable[[int], bool]
+"""Takes the bytes that a model is to have in all; whether they could be had."""
 
 
 class ModelLoader:
@@ -37,8 +47,12 @@ class ModelLoader:
         self._artifacts = ArtifactStore(settings.artifacts_url)
         self._memory = {hardware.device: hardware.model_memory, **hardware.others}
 
-    def load(self, model: ModelSpec) -> tuple[Engine, Budget]:
+    def load(self, model: ModelSpec, grow: Grow) -> tuple[Engine, Plan]:
         """A model, ready to compute.
+
+        Args:
+            model: What is registered.
+            grow: Makes room for a variant that takes more than what is registered.
 
         Raises:
             ModelError: It cannot be loaded.
@@ -47,14 +61,27 @@ class ModelLoader:
         """
         try:
             folder = self._artifacts.fetch(model.files, self._settings.cache)
-            began = time.monotonic()
-            engine = _on_a_thread_that_ends(lambda: self._engine(model, folder))
+            kind = engine_class(model.engine)
         except BatchmillError:
             raise
         except Exception as error:  # whatever a library raises, the job hears of it
             raise ModelLoadFailed(f"{model.reference} cannot be loaded: {describe(error)}") from error
-        engine.checkpoint = self._device.checkpoint
-        return engine, self._budget(model, engine, time.monotonic() - began)
+        bench = _DeviceBench(self._device, self._hardware, model, partial(self._engine, kind, model, folder))
+        with self._database.transaction() as connection:
+            plan = plans.get(connection, model.id, self._kind(model))
+        if plan is not None and (lack := self._lacks(plan, model)):
+            log.warning("%s: the plan for %s %s: it is measured anew", model.reference, self._kind(model), lack)
+            plan = None
+        if plan is None:
+            engine, plan = self._measure(model, bench, grow)
+        else:
+            engine, plan = self._follow(model, plan, bench, grow)
+        with self._database.transaction() as connection:
+            # Not sooner: some libraries pack the weights in the first pass.
+            plans.note_load(connection, model.id, self._kind(model), engine.memory_bytes, bench.load_seconds)
+        told = model.reference, self._kind(model), plan.dtype, plan.width, plan.tokens, plan.tokens_per_second
+        log.info("%s on %s: %s, lanes × threads %s, %d tokens a micro-batch, %.0f tokens/s", *told)
+        return engine, replace(plan, load_seconds=bench.load_seconds)
 
     def divisible(self, model: ModelSpec) -> bool:
         """Whether a model that is too large for the device can be laid over this and others, down to the disk.
@@ -64,9 +91,7 @@ class ModelLoader:
         Raises:
             ModelLoadFailed: Its engine is not installed.
         """
-        from worker.engines.transformer import TransformerEngine  # seconds to import, as all engines of torch
-
-        if not issubclass(engine_class(model.engine), TransformerEngine) or is_graph(model.files):
+        if not _chooses(engine_class(model.engine)) or is_graph(model.files):
             return False
         gpus = sum(size for device, size in self._memory.items() if device != "cpu")
         return model.memory_bytes <= gpus or not model.quantization.packed
@@ -78,48 +103,126 @@ class ModelLoader:
             DatabaseUnavailable: Postgres does not answer.
         """
         with self._database.transaction() as connection:
-            budgets.lower_ceiling(connection, model.id, self._kind(model), tokens)
+            plans.lower_ceiling(connection, model.id, self._kind(model), tokens)
 
-    def _engine(self, model: ModelSpec, folder: Path) -> Engine:
-        kind = engine_class(model.engine)
+    def _measure(self, model: ModelSpec, bench: "_DeviceBench", grow: Grow) -> tuple[Engine, Plan]:
+        """Find the plan, and keep it."""
+        found = self._choices(model)
+        fitting = [variant for variant in found if grow(most_bytes(model, variant))]
+        widths = [(1, self._hardware.cores)] if self._in_parts(model) else self._hardware.widths()
+        if not fitting:
+            fitting = [stored(model.quantization)]
+            log.warning(
+                "%s: in %s it would take up to %d bytes, more than models have here: it is computed in %s, slowly",
+                *(model.reference, found[0].dtype, most_bytes(model, found[0]), fitting[0].dtype),
+            )
+        engine, plan = find_plan(bench, fitting, widths)
+        with self._database.transaction() as connection:
+            return engine, plans.put(connection, model.id, self._kind(model), plan)
+
+    def _follow(self, model: ModelSpec, plan: Plan, bench: "_DeviceBench", grow: Grow) -> tuple[Engine, Plan]:
+        """Load the model as the plan says, or as it is registered where there is no room for that now."""
+        planned = Variant(Quantization(plan.quantization), plan.dtype, plan.lanes, plan.threads)
+        if grow(plan.memory_bytes or most_bytes(model, planned)):
+            return bench.load(planned), plan
+        variant = replace(stored(model.quantization), lanes=plan.lanes, threads=plan.threads)
+        log.warning("%s: no room for its weights in %s now, only in %s", model.reference, plan.dtype, variant.dtype)
+        return bench.load(variant), replace(plan, dtype=variant.dtype, quantization=variant.quantization)
+
+    def _choices(self, model: ModelSpec) -> list[Variant]:
+        """Variants to try: engines of torch have several, all others what is registered."""
+        if not _chooses(engine_class(model.engine)) or is_graph(model.files) or self._in_parts(model):
+            return [stored(model.quantization)]
+        return choices(model, self._hardware)
+
+    def _lacks(self, plan: Plan, model: ModelSpec) -> str:
+        """Why a plan is not for this host; nothing where it is."""
+        if plan.lanes * plan.threads > self._hardware.cores:
+            return f"has {plan.width} lanes × threads, and there are {self._hardware.cores} here"
+        if self._hardware.lanes not in (None, plan.lanes):
+            return f"has {plan.lanes} lanes, and BATCHMILL_LANES says {self._hardware.lanes}"
+        known = {(variant.quantization, variant.dtype) for variant in self._choices(model)}
+        known.add((stored(model.quantization).quantization, stored(model.quantization).dtype))
+        if (plan.quantization, plan.dtype) not in known:
+            return f"holds {plan.quantization} and computes {plan.dtype}, which this host does not"
+        return ""
+
+    def _engine(self, kind: type[Engine], model: ModelSpec, folder: Path, variant: Variant) -> Engine:
+        if not _chooses(kind):
+            return kind.load(model, folder, self._hardware.device)
+        from worker.engines.transformer import TransformerEngine
+        from worker.layout import Layout
+
+        assert issubclass(kind, TransformerEngine)
         if self._in_parts(model):
-            from worker.engines.transformer import TransformerEngine
-            from worker.layout import Layout
-
-            if issubclass(kind, TransformerEngine):
-                return kind.load(model, folder, Layout(self._memory, self._settings.cache / "offload"))
-        return kind.load(model, folder, self._hardware.device)
+            return kind.load(model, folder, Layout(self._memory, self._settings.cache / "offload"), variant)
+        return kind.load(model, folder, self._hardware.device, variant)
 
     def _in_parts(self, model: ModelSpec) -> bool:
         return model.memory_bytes > self._hardware.model_memory
 
     def _kind(self, model: ModelSpec) -> str:
-        """What its budget is kept under: in parts it is slower, and larger passes pay."""
+        """What its plan is kept under: in parts it is slower, and larger passes pay."""
         return f"{self._hardware.kind}, in parts" if self._in_parts(model) else self._hardware.kind
 
-    def _budget(self, model: ModelSpec, engine: Engine, load_seconds: float) -> Budget:
-        kind = self._kind(model)
-        if (known := self._note_load(model, engine, load_seconds)) is not None:
-            return known
-        params = parse_params(model.task, {})
-        measured = self._device.call(lambda: budget_measure.measure(engine, params, self._device.checkpoint))
-        with self._database.transaction() as connection:
-            budgets.put(connection, model.id, kind, measured)
-        # Not sooner: some libraries pack the weights in the first pass.
-        budget = self._note_load(model, engine, load_seconds)
-        assert budget is not None
-        log.info(
-            "%s on %s: %d tokens a micro-batch, %.0f tokens/s",
-            model.reference,
-            kind,
-            budget.tokens,
-            budget.tokens_per_second,
-        )
-        return budget
 
-    def _note_load(self, model: ModelSpec, engine: Engine, load_seconds: float) -> Budget | None:
-        with self._database.transaction() as connection:
-            return budgets.note_load(connection, model.id, self._kind(model), engine.memory_bytes, load_seconds)
+class _DeviceBench:
+    """Loads variants of a model, one at a time, and measures them on the device, which computes nothing else then."""
+
+    def __init__(self, device: Device, hardware: Hardware, model: ModelSpec, load: Callable[[Variant], Engine]) -> None:
+        self.reloads = is_graph(model.files)
+        self.load_seconds = 0.0
+        """What the last load took."""
+        self._device = device
+        self._hardware = hardware
+        self._model = model
+        self._load = load
+        self._params = parse_params(model.task, {})
+
+    def load(self, variant: Variant) -> Engine:
+        """The model, computed so."""
+        # bitsandbytes' 4-bit weights stand in cycles: those that left would take memory until it is too late.
+        gc.collect()
+        began = time.monotonic()
+        try:
+            engine = _on_a_thread_that_ends(lambda: self._load(variant))
+        except BatchmillError:
+            raise
+        except Exception as error:  # whatever a library raises, the job hears of it
+            raise ModelLoadFailed(f"{self._model.reference} cannot be loaded: {describe(error)}") from error
+        self.load_seconds = time.monotonic() - began
+        engine.checkpoint = self._device.checkpoint
+        return engine
+
+    def glance(self, engine: Engine, threads: int) -> Measured:
+        """The speed in one lane."""
+
+        def look() -> Measured:
+            with Lanes(1, threads, self._hardware.enter_lane):
+                return budget.glance(engine, self._params, self._device.checkpoint)
+
+        return self._measured(threads, look)
+
+    def measure(self, engine: Engine, lanes: int, threads: int) -> Measured:
+        """The best size of a pass in so many lanes."""
+
+        def look() -> Measured:
+            with Lanes(lanes, threads, self._hardware.enter_lane) as several:
+                return budget.measure(engine, self._params, self._device.checkpoint, lanes=several)
+
+        return self._measured(lanes * threads, look)
+
+    def _measured(self, threads: int, look: Callable[[], Measured]) -> Measured:
+        if self._hardware.on_gpu:
+            return self._device.call(look)
+        return undisturbed(self._model.reference, threads, lambda: self._device.call(look))
+
+
+def _chooses(kind: type[Engine]) -> bool:
+    """Whether an engine can be told how to hold and compute a model."""
+    from worker.engines.transformer import TransformerEngine  # seconds to import, as all engines of torch
+
+    return issubclass(kind, TransformerEngine)
 
 
 def _on_a_thread_that_ends(function: Callable[[], T]) -> T:

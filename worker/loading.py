@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from bitsandbytes.nn import Linear4bit
 from huggingface_hub import constants as hub
 from transformers import (
     AutoConfig,
@@ -29,9 +30,12 @@ from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
 from contracts.errors import ModelLoadFailed
 from contracts.names import Quantization
+from worker.default_dtype import DEFAULT_DTYPE
 from worker.layout import Layout, OffloadFolder, tell
 from worker.onnx import GRAPH, OnnxModule, graph_file, load_graph
 from worker.shapes import shaped
+from worker.unpacking import unpack
+from worker.variants import INTEGERS, Variant, stored
 
 HARMLESS = ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions", "accelerate.big_modeling")
 """Loggers that say that a fused kernel was not fetched from a hub, at every layer of a cast, and where weights are."""
@@ -40,16 +44,10 @@ HEADS = ("pooler.",)
 
 _LOADING = threading.RLock()
 """Held while the libraries load: what is changed for that, is changed for every thread."""
-_DEFAULT_DTYPE = threading.RLock()
-"""Held by a pass through any model, and by a load while torch's default dtype is that of the model to come.
-
-The library builds a model under `torch.set_default_dtype`, which every thread sees, and passes of some models make
-tensors that name no dtype. That is not the whole load: weights are read and quantized after it.
-"""
 
 
 def load_model(
-    folder: Path, quantization: Quantization, device: str | Layout, kind: type[_BaseAutoModelClass] = AutoModel
+    folder: Path, variant: Variant, device: str | Layout, kind: type[_BaseAutoModelClass] = AutoModel
 ) -> PreTrainedModel | OnnxModule:
     """What computes the model in the folder: its module, or the ONNX graph that it is where it has no safetensors.
 
@@ -60,21 +58,32 @@ def load_model(
     """
     graph = graph_file(folder)
     if graph is None:
-        return load_module(folder, quantization, device, kind)
+        return load_module(folder, variant.quantization, device, kind, variant.dtype)
     if not isinstance(device, str):
         raise ModelLoadFailed(f"{graph}: an ONNX graph is computed on one device")
     with quiet(), _failing(graph):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        return load_graph(graph, config, quantization, device, kind)
+        return load_graph(graph, config, variant.quantization, device, kind, variant.lanes, variant.threads)
 
 
 def load_module(
-    folder: Path, quantization: Quantization, device: str | Layout, kind: type[_BaseAutoModelClass] = AutoModel
+    folder: Path,
+    quantization: Quantization,
+    device: str | Layout,
+    kind: type[_BaseAutoModelClass] = AutoModel,
+    arithmetic: str | None = None,
 ) -> PreTrainedModel:
     """The model in the folder, where it is to be, ready to compute what its kind does: hidden states by default.
 
     Weights come from safetensors, or from the one GGUF file of the folder, and no code from it. bitsandbytes' 4-bit
     layers are repacked in place by their first forward pass on a CPU: what is to be saved must be saved before.
+
+    Args:
+        folder: Where its files are.
+        quantization: How its weights are held.
+        device: Where it computes, or what it is laid over.
+        kind: What it computes.
+        arithmetic: As variants name it; the least precise that the quantization allows, when not given.
 
     Raises:
         ModelLoadFailed: A library could not load it, weights are missing, or they are stored in another
@@ -83,18 +92,20 @@ def load_module(
     if graph_file(folder):
         raise ModelLoadFailed(f"{folder / GRAPH}: an ONNX graph has no torch module: it only computes")
     packed = gguf_file(folder)
+    arithmetic = arithmetic or stored(quantization).dtype
+    dtype = getattr(torch, quantization.least_precision if arithmetic == INTEGERS else arithmetic)
     with quiet(), _failing(packed or folder):
         offloaded = OffloadFolder(device.folder) if isinstance(device, Layout) else None
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **_named(packed))
-        stored = _stored_quantization(folder, config)
-        if stored not in (None, quantization):
-            raise ModelLoadFailed(f"{folder}: the weights are stored as {stored}; register the model as that")
-        recipe = _recipe(quantization, _heads(config, kind)) if stored is None else None
-        where = _placed(device, offloaded, quantized=bool(recipe or stored))
+        found = _stored_quantization(folder, config)
+        if found not in (None, quantization):
+            raise ModelLoadFailed(f"{folder}: the weights are stored as {found}; register the model as that")
+        recipe = _recipe(quantization, _heads(config, kind), dtype) if found is None else None
+        where = _placed(device, offloaded, quantized=bool(recipe or found))
         module, report = shaped(kind, config).from_pretrained(
             folder,
             config=config,
-            dtype=getattr(torch, quantization.compute_dtype),
+            dtype=dtype,
             quantization_config=recipe if packed is None else GgufConfig(dequantize=True),
             use_safetensors=True,
             local_files_only=True,
@@ -107,6 +118,12 @@ def load_module(
         )
         if packed is not None and recipe is not None:
             module = _quantized(module, recipe, where)
+    if quantization is Quantization.INT8 and arithmetic != INTEGERS:
+        unpack(module, dtype)
+    if found is not None and found.four_bit:
+        for layer in module.modules():  # the file names another arithmetic, or none
+            if isinstance(layer, Linear4bit):
+                layer.compute_dtype, layer.compute_type_is_set = dtype, True
     if offloaded is not None:
         module.offloaded = offloaded  # what it reads from there goes when it goes
     tell(folder, module)
@@ -224,7 +241,7 @@ def _heads(config: PretrainedConfig, kind: type[_BaseAutoModelClass]) -> list[st
     return [name for name, _ in shell.named_children() if name != shell.base_model_prefix]
 
 
-def _recipe(quantization: Quantization, left_alone: list[str] | None) -> BitsAndBytesConfig | None:
+def _recipe(quantization: Quantization, left_alone: list[str] | None, dtype: torch.dtype) -> BitsAndBytesConfig | None:
     """What bitsandbytes is to do to the linear layers, where it is to do anything."""
     if quantization is Quantization.INT8:
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=left_alone)  # type: ignore[no-untyped-call]
@@ -236,7 +253,7 @@ def _recipe(quantization: Quantization, left_alone: list[str] | None) -> BitsAnd
         llm_int8_skip_modules=left_alone,  # of 4-bit layers too, whatever its name says
         bnb_4bit_quant_type=kind,
         bnb_4bit_use_double_quant=bool(double),
-        bnb_4bit_compute_dtype=getattr(torch, quantization.compute_dtype),
+        bnb_4bit_compute_dtype=dtype,
     )
 
 
@@ -262,17 +279,20 @@ def _failing(folder: Path) -> Iterator[None]:
 
 
 def _begin_pass(*_: object) -> None:
-    _DEFAULT_DTYPE.acquire()
+    DEFAULT_DTYPE.share()
 
 
 def _end_pass(*_: object) -> None:
-    _DEFAULT_DTYPE.release()
+    DEFAULT_DTYPE.unshare()
 
 
 @contextmanager
 def _between_passes(dtype: torch.dtype, *arguments: Any) -> Iterator[None]:
-    """The library's `local_torch_dtype`, while no model computes."""
-    with _DEFAULT_DTYPE, _local_torch_dtype(dtype, *arguments):
+    """The library's `local_torch_dtype`, while no model computes: passes of some make tensors that name no dtype.
+
+    That is not the whole load: weights are read and quantized after it.
+    """
+    with DEFAULT_DTYPE.alone(), _local_torch_dtype(dtype, *arguments):
         yield
 
 

@@ -99,6 +99,13 @@ LOAD_SECONDS = Metric(
     "What it took to load a model that is in memory, once its files were on the host.",
     ("model",),
 )
+MODEL_PLAN = Metric(
+    "batchmill_model_plan",
+    Kind.GAUGE,
+    "1 for a model that is in memory, with how its weights are held and it is computed: the arithmetic, passes beside "
+    "one another, and threads of a pass.",
+    ("model", "quantization", "dtype", "lanes", "threads"),
+)
 LOADS = Metric("batchmill_model_loads_total", Kind.COUNTER, "How often a model was loaded.", ("model",))
 EVICTIONS = Metric(
     "batchmill_model_evictions_total", Kind.COUNTER, "How often a model left memory for another.", ("model",)
@@ -128,7 +135,7 @@ DELIVERIES = Metric(
 METRICS = (
     *(INPUTS, REAL_TOKENS, PADDED_TOKENS, BUDGET_TOKENS, PASS_SECONDS),
     *(CLAIMS, LEASES, RESCUED, SLOTS, HELD),
-    *(MODEL_BYTES, MODEL_LIMIT, LOAD_SECONDS, LOADS, EVICTIONS),
+    *(MODEL_BYTES, MODEL_LIMIT, MODEL_PLAN, LOAD_SECONDS, LOADS, EVICTIONS),
     *(CLAIMABLE, OLDEST),
     DELIVERIES,
 )

@@ -11,6 +11,7 @@ from contracts.errors import UnavailableError
 from contracts.models import ModelSpec
 from storage import claims
 from storage.database import Database
+from storage.plans import Plan
 from worker import metrics
 from worker.batcher import MicroBatch
 from worker.device import Computed
@@ -46,6 +47,9 @@ class WorkerMetrics:
         self._model_bytes = registry.gauge(metrics.MODEL_BYTES)
         self._model_limit = registry.gauge(metrics.MODEL_LIMIT)
         self._load_seconds = registry.gauge(metrics.LOAD_SECONDS)
+        self._plan = registry.gauge(metrics.MODEL_PLAN)
+        self._plans: dict[str, tuple[str, ...]] = {}
+        """By model in memory: the labels of its plan."""
         self._loads = registry.counter(metrics.LOADS)
         self._evictions = registry.counter(metrics.EVICTIONS)
         self._of_models: dict[str, _OfModel] = {}
@@ -92,17 +96,26 @@ class WorkerMetrics:
         """Note that leases of dead workers went back to the queue."""
         self._rescued.inc(count)
 
-    def model_loaded(self, model: ModelSpec, memory_bytes: int, seconds: float) -> None:
-        """Note that a model is in memory."""
+    def model_loaded(self, model: ModelSpec, memory_bytes: int, plan: Plan) -> None:
+        """Note that a model is in memory, computed as its plan says."""
         self._loads.labels(model.reference).inc()
         self._model_bytes.labels(model.reference).set(memory_bytes)
-        self._load_seconds.labels(model.reference).set(seconds)
+        self._load_seconds.labels(model.reference).set(plan.load_seconds or 0.0)
+        self._forget_plan(model)
+        labels = model.reference, plan.quantization, plan.dtype, str(plan.lanes), str(plan.threads)
+        self._plans[model.reference] = labels
+        self._plan.labels(*labels).set(1)
 
     def model_left(self, model: ModelSpec) -> None:
         """Note that a model left memory for another."""
         self._evictions.labels(model.reference).inc()
         self._model_bytes.remove(model.reference)
         self._load_seconds.remove(model.reference)
+        self._forget_plan(model)
+
+    def _forget_plan(self, model: ModelSpec) -> None:
+        if labels := self._plans.pop(model.reference, None):
+            self._plan.remove(*labels)
 
     def _look_up(self, reference: str) -> _OfModel:
         found = _OfModel(

@@ -123,7 +123,13 @@ def graph_file(folder: Path) -> Path | None:
 
 
 def load_graph(
-    file: Path, config: PretrainedConfig, quantization: Quantization, device: str, kind: type[_BaseAutoModelClass]
+    file: Path,
+    config: PretrainedConfig,
+    quantization: Quantization,
+    device: str,
+    kind: type[_BaseAutoModelClass],
+    lanes: int = 1,
+    threads: int | None = None,
 ) -> OnnxModule:
     """The graph of a file, ready to compute.
 
@@ -133,6 +139,8 @@ def load_graph(
         quantization: As the model is registered: `none` or `int8`.
         device: `cpu`, `cuda:0`.
         kind: What the graph was made of; it gives what that gives.
+        lanes: Passes that are to stand beside one another.
+        threads: Of each of them; as many as torch has when not given.
 
     Raises:
         ModelLoadFailed: It has other inputs or outputs, is stored in another quantization, or the device's provider
@@ -146,7 +154,7 @@ def load_graph(
         raise ModelLoadFailed(f"{file}: the weights are stored as {stored}; register the model as that")
     size = sum(path.stat().st_size for path in [file, *weight_files(file, model)])
     del model
-    session = _session(file, torch.device(device))
+    session = _session(file, torch.device(device), lanes, threads or torch.get_num_threads())
     output = output_of(kind)
     _check(file, session, output, _width(config, kind))
     return OnnxModule(session, config, output, torch.device(device), size)
@@ -171,9 +179,10 @@ def weight_files(file: Path, model: onnx.ModelProto) -> list[Path]:
     return [file.parent / name for name in names]
 
 
-def _session(file: Path, device: torch.device) -> onnxruntime.InferenceSession:
+def _session(file: Path, device: torch.device, lanes: int, threads: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
+    # Each lane computes on its own thread as well; the others are shared.
+    options.intra_op_num_threads = lanes * (threads - 1) + 1
     options.log_severity_level = 4  # what goes wrong is raised as well
     # A plan of memory would be kept for each shape that a micro-batch ever had.
     options.enable_mem_pattern = False

@@ -26,8 +26,8 @@ from contracts.states import Priority
 from contracts.tracing import Span, Tracing
 from storage import claims, models, schema, shards
 from storage.broker import Tickets
-from storage.budgets import Budget
 from storage.database import Database
+from storage.plans import Plan
 from storage.shards import Lease
 from storage.workers import WorkerReport
 from worker import preparing
@@ -37,6 +37,7 @@ from worker.hardware import Hardware
 from worker.heartbeat import Heartbeat
 from worker.leases import Leases
 from worker.loader import ModelLoader
+from worker.measurer import Measurer
 from worker.observing import WorkerMetrics
 from worker.persister import Persister
 from worker.reporting import Reporter
@@ -68,7 +69,9 @@ class WorkerProcess:
         self._tracing = tracing or Tracing("batchmill-worker")
         self._settings = settings
         self._database = database
-        self._device = Device(lambda computed: self._persister.put(computed), self._metrics.passed)
+        self._device = Device(
+            lambda computed: self._persister.put(computed), self._metrics.passed, hardware.cores, hardware.enter_lane
+        )
         self._persister = Persister(database, self._settle)
         self._loader = ModelLoader(settings, database, hardware, self._device)
         self._cache = ModelCache(
@@ -79,8 +82,11 @@ class WorkerProcess:
         self._heartbeat = Heartbeat(database, self._lease, self._lose, self._device.stalled_for, settings.stall_seconds)
         self._reporter = Reporter(database, self._report)
         self._hardware = hardware
-        self._claiming = threading.Lock()
+        self._measurer = Measurer(database, settings.pool, hardware.kind, self._measure)
+        self._claiming = threading.Condition()
         self._held: list[Lease] = []
+        self._pausing = False
+        """Whether nothing is claimed for a while, because a model is measured."""
         self._draining = threading.Event()
         self.claimed_at = time.monotonic()
         """When it last claimed a shard."""
@@ -98,6 +104,7 @@ class WorkerProcess:
         self._persister.start()
         self._heartbeat.start()
         self._reporter.start()
+        self._measurer.start()
         self._metrics.serves(
             self._settings.pool, self._settings.slots, lambda: len(self._held), self._cache.limit, self._database
         )
@@ -105,10 +112,12 @@ class WorkerProcess:
     def drain(self) -> None:
         """Claim nothing new, and let go what is held: slots give their leases back and return."""
         self._draining.set()
+        self._measurer.drain()
         self._device.drain()
 
     def stop(self) -> None:
         """End after `drain`: what was computed is stored first."""
+        self._measurer.stop()
         self._reporter.stop()
         self._heartbeat.stop()
         self._device.stop()
@@ -213,7 +222,7 @@ class WorkerProcess:
         """A claimed shard with its model pinned, on a slot; one slot is kept for interactive work."""
         with self._claiming:
             alone = any(lease.alone for lease in self._held)
-            claimed = None if alone or self._draining.is_set() else self._claim(pool)
+            claimed = None if alone or self._pausing or self._draining.is_set() else self._claim(pool)
             if claimed is not None:
                 self._held.append(claimed[0])
                 self.claimed_at = time.monotonic()
@@ -224,6 +233,7 @@ class WorkerProcess:
                 self._cache.unpin(claimed[2])
                 with self._claiming:
                     self._held.remove(claimed[0])
+                    self._claiming.notify_all()
 
     def _claim(self, pool: str) -> tuple[Lease, TargetSpec, Resident] | None:
         busy = sum(lease.priority is not Priority.INTERACTIVE for lease in self._held)
@@ -249,10 +259,34 @@ class WorkerProcess:
                 self._leases.fail(lease, error.code, str(error))
             return self._claim(pool)  # the ticket is good for another job
 
-    def _load(self, model: ModelSpec) -> tuple[Engine, Budget]:
-        engine, budget = self._loader.load(model)
-        self._metrics.model_loaded(model, engine.memory_bytes, budget.load_seconds or 0.0)
-        return engine, budget
+    def _measure(self, model: ModelSpec) -> None:
+        """Load a model anew and measure it, while nothing else is computed; its tickets find nothing meanwhile.
+
+        Raises:
+            ModelError: It cannot be loaded.
+            ArtifactError: Its files cannot be had.
+            CancelledError: The process ends.
+        """
+        with self._claiming:
+            self._pausing = True
+            # Shards take about a second; what is abandoned lets its slot go as well.
+            self._claiming.wait_for(lambda: not self._held or self._draining.is_set())
+        try:
+            self._cache.forget(model.id)
+            resident = self._cache.pin(model)
+            try:
+                self._cache.load(resident)
+            finally:
+                self._cache.unpin(resident)
+        finally:
+            self._pausing = False
+            if not self._draining.is_set():
+                self._leases.wake(self._settings.pool, self._settings.slots)
+
+    def _load(self, model: ModelSpec, grow: Callable[[int], bool]) -> tuple[Engine, Plan]:
+        engine, plan = self._loader.load(model, grow)
+        self._metrics.model_loaded(model, engine.memory_bytes, plan)
+        return engine, plan
 
     def _lose(self, tokens: set[UUID]) -> None:
         # Some were closed meanwhile; the device knows only those that are still being worked on.
@@ -265,7 +299,7 @@ class WorkerProcess:
     def _work(self, lease: Lease, target: TargetSpec, resident: Resident, span: Span) -> None:
         with self._heartbeat.keeping(lease):
             with span.step("load") if lease.loading else nullcontext():
-                engine, budget = self._cache.load(resident)
+                engine, plan = self._cache.load(resident)
             if lease.loading:
                 with self._database.transaction() as connection:
                     shards.loaded(connection, lease)
@@ -273,8 +307,8 @@ class WorkerProcess:
                 shard = self._patiently(lambda: preparing.hold(self._database, lease, target, engine))
             refused = len(shard.errors)
             submitted = time.time_ns()
-            tokens = pass_tokens(budget.tokens, target.model.task, target.params)
-            self._device.submit(shard, tokens, budget.pass_seconds)
+            tokens = pass_tokens(plan.tokens, target.model.task, target.params)
+            self._device.submit(shard, tokens, plan.pass_seconds, plan.lanes, plan.threads)
             self._metrics.dealt_with(
                 target.model,
                 cached=len(lease.input_ids) - len(shard.input_ids) - refused,

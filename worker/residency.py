@@ -8,11 +8,12 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from contracts.errors import ModelTooLarge
 from contracts.models import ModelSpec
-from storage.budgets import Budget
 from storage.claims import Capacity, worth_loading
+from storage.plans import Plan
 from worker.engines.base import Engine
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ class Resident:
     bytes: int
     """As estimated until it is loaded, then as measured."""
     pins: int = 0
-    loaded: tuple[Engine, Budget] | None = None
+    loaded: tuple[Engine, Plan] | None = None
     failure: Exception | None = None
     """Why it could not be loaded: who waited for it hears of that, and does not try again."""
     loading: threading.Lock = field(default_factory=threading.Lock)
@@ -37,7 +38,8 @@ class ModelCache:
 
     Args:
         limit: Bytes that models may take together.
-        load: Loads one and tells its budget; raises a ModelError or an ArtifactError.
+        load: Loads one and tells its plan; raises a ModelError or an ArtifactError. It may ask for more bytes than the
+            model is registered with, and is told whether they could be had.
         clock: In seconds.
         left: Told of each model that leaves for another.
         divisible: Whether a model that is larger than the limit can be laid over several devices; it has this one to
@@ -47,7 +49,7 @@ class ModelCache:
     def __init__(
         self,
         limit: int,
-        load: Callable[[ModelSpec], tuple[Engine, Budget]],
+        load: Callable[[ModelSpec, Callable[[int], bool]], tuple[Engine, Plan]],
         clock: Callable[[], float] = time.monotonic,
         left: Callable[[ModelSpec], None] = lambda _: None,
         divisible: Callable[[ModelSpec], bool] = lambda _: False,
@@ -94,8 +96,8 @@ class ModelCache:
             resident.pins += 1
             return resident
 
-    def load(self, resident: Resident) -> tuple[Engine, Budget]:
-        """A pinned model with its budget; the first caller loads it, the others wait.
+    def load(self, resident: Resident) -> tuple[Engine, Plan]:
+        """A pinned model with its plan; the first caller loads it, the others wait.
 
         Raises:
             ModelError: It cannot be loaded.
@@ -108,15 +110,23 @@ class ModelCache:
                 # bitsandbytes' 4-bit weights stand in cycles: those that left would take memory until it is too late.
                 gc.collect()
                 try:
-                    engine, budget = self._load(resident.model)
+                    engine, plan = self._load(resident.model, partial(self._grow, resident))
                 except Exception as error:
                     resident.failure = error
                     raise
-                resident.loaded = engine, budget
+                resident.loaded = engine, plan
                 with self._lock:
                     resident.bytes = engine.memory_bytes
-                    self._settled_at = self._clock() + worth_loading(budget.load_seconds or 0.0)
+                    self._settled_at = self._clock() + worth_loading(plan.load_seconds or 0.0)
             return resident.loaded
+
+    def forget(self, model_id: int) -> None:
+        """Let a model leave now, so that it is loaded anew when it is needed; one that is pinned stays."""
+        with self._lock:
+            resident = self._residents.get(model_id)
+            if resident is not None and resident.pins == 0:
+                del self._residents[model_id]
+                self._left(resident.model)
 
     def unpin(self, resident: Resident) -> None:
         """Let a model leave when its room is needed; one that could not be loaded leaves at once."""
@@ -134,6 +144,22 @@ class ModelCache:
                 f"{self.limit:,} here: quantize it further, or raise BATCHMILL_MODEL_MEMORY"
             )
         needed = min(model.memory_bytes, self.limit)
+        self._leave(needed, model)
+        return needed
+
+    def _grow(self, resident: Resident, size: int) -> bool:
+        """Let a pinned model have so many bytes in all, where others that are not pinned can make room for it."""
+        with self._lock:
+            pinned = sum(other.bytes for other in self._residents.values() if other.pins and other is not resident)
+            # What it was pinned with it has, or it could be loaded nowhere.
+            if size > max(self.limit - pinned, resident.bytes):
+                return False
+            self._leave(size - resident.bytes, resident.model)
+            resident.bytes = max(resident.bytes, size)
+            return True
+
+    def _leave(self, needed: int, arriving: ModelSpec) -> None:
+        """Have models that are not pinned leave until so many more bytes are free, the least recently used first."""
         used = self._used()
         for resident in list(self._residents.values()):
             if used + needed <= self.limit:
@@ -142,8 +168,7 @@ class ModelCache:
                 used -= resident.bytes
                 del self._residents[resident.model.id]
                 self._left(resident.model)
-                log.info("%s leaves memory for %s", resident.model.reference, model.reference)
-        return needed
+                log.info("%s leaves memory for %s", resident.model.reference, arriving.reference)
 
     def _used(self) -> int:
         return sum(resident.bytes for resident in self._residents.values())

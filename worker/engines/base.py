@@ -69,7 +69,7 @@ class Prepared:
 class Engine(ABC):
     """A loaded model.
 
-    `prepare` may be called from several threads at once; `run` is called by the one thread that owns the device.
+    `prepare` may be called from several threads at once; so may `run`, where the engine says that it is `concurrent`.
     An output depends on its own input and the parameters alone, never on its neighbours in the micro-batch
     beyond the tolerance of the arithmetic.
     """
@@ -91,6 +91,11 @@ class Engine(ABC):
         Raises:
             ModelLoadFailed: The library could not load it.
         """
+
+    @property
+    def concurrent(self) -> bool:
+        """Whether `run` may be called from several threads at once, so that a device has several passes in lanes."""
+        return False
 
     @property
     @abstractmethod

@@ -9,12 +9,12 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from contracts.errors import ModelLoadFailed, describe
-from contracts.names import Quantization
 from worker.engines.cache import RowCache
 from worker.engines.decoding import Decoder
 from worker.layout import Layout, input_device
 from worker.loading import load_model, load_module
 from worker.onnx import GRAPH, OnnxModule, graph_file
+from worker.variants import Variant
 
 ATTENTION = frozenset({"full_attention", "sliding_attention"})
 """Layers whose past is keys and values, a column a token: what rows of a batch can be put together and cut from."""
@@ -24,7 +24,7 @@ EXACT, ROUNDED = 0.001, 0.1
 """How far texts may be from what they are alone, in float32 and in all else; SmolLM2 is 0.00001 and, in fp16, 0.01."""
 
 
-def load_causal(folder: Path, quantization: Quantization, device: str | Layout) -> PreTrainedModel:
+def load_causal(folder: Path, variant: Variant, device: str | Layout) -> PreTrainedModel:
     """The language model in the folder, on the device, after first passes.
 
     Raises:
@@ -33,7 +33,7 @@ def load_causal(folder: Path, quantization: Quantization, device: str | Layout) 
     """
     if graph_file(folder):
         raise ModelLoadFailed(f"{folder / GRAPH}: an ONNX model does not generate here; register the torch model")
-    module = load_module(folder, quantization, device, AutoModelForCausalLM)
+    module = load_module(folder, variant.quantization, device, AutoModelForCausalLM, variant.dtype)
     config = module.config.get_text_config()
     if config.is_encoder_decoder:
         raise ModelLoadFailed(f"{folder}: {config.model_type} has an encoder; models of one stack are computed")
@@ -49,7 +49,7 @@ def load_causal(folder: Path, quantization: Quantization, device: str | Layout) 
         raise ModelLoadFailed(f"{folder}: the first pass: {describe(error)}") from error
     if sees_ahead:
         raise ModelLoadFailed(f"{folder}: {config.model_type} looks at the tokens that follow, so it continues no text")
-    if not astray <= (EXACT if quantization is Quantization.NONE else ROUNDED):
+    if not astray <= (EXACT if variant.dtype == "float32" and not variant.quantization.packed else ROUNDED):
         raise ModelLoadFailed(
             f"{folder}: {config.model_type} does not say of a text beside others, or in parts, what it says of the "
             "text alone: it takes no padding at the left, or no cache of keys and values"
@@ -57,15 +57,13 @@ def load_causal(folder: Path, quantization: Quantization, device: str | Layout) 
     return module
 
 
-def load_graph_of_causal(
-    folder: Path, quantization: Quantization, device: str | Layout
-) -> PreTrainedModel | OnnxModule:
+def load_graph_of_causal(folder: Path, variant: Variant, device: str | Layout) -> PreTrainedModel | OnnxModule:
     """The language model in the folder as an ONNX graph, which keeps no keys and values, after a first pass.
 
     Raises:
         ModelLoadFailed: It could not be loaded, or a token does not follow from those before it alone.
     """
-    module = load_model(folder, quantization, device, AutoModelForCausalLM)
+    module = load_model(folder, variant, device, AutoModelForCausalLM)
     try:
         sees_ahead = _sees_ahead(module)
     except Exception as error:

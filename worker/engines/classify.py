@@ -16,6 +16,7 @@ from worker.engines.padding import Ids
 from worker.engines.text import TextTokenizer
 from worker.layout import Layout
 from worker.onnx import OnnxModule
+from worker.variants import Variant, stored
 
 Activation: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
@@ -37,12 +38,12 @@ class ClassifyEngine(HeadEngine):
         self._activation = _activation(module.config.problem_type, len(labels))
 
     @classmethod
-    def load(cls, model: ModelSpec, folder: Path, device: str | Layout) -> Self:
+    def load(cls, model: ModelSpec, folder: Path, device: str | Layout, variant: Variant | None = None) -> Self:
         """The model, ready on the device, after a first forward pass that showed that it can run."""
         if model.task is not Task.CLASSIFY:
             raise ModelLoadFailed(f"model {model.reference}: the classify engine does not {model.task}")
         labels = read_labels(folder)
-        module = load_head(folder, model.quantization, device)
+        module = load_head(folder, variant or stored(model.quantization), device)
         engine = cls(module, TextTokenizer(folder, module.config), labels)
         engine._try(folder, {})
         return engine

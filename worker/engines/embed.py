@@ -21,6 +21,7 @@ from worker.engines.vectors import in_precision, refused, unpackable
 from worker.layout import Layout
 from worker.loading import load_model
 from worker.onnx import OnnxModule
+from worker.variants import Variant, stored
 
 
 class EmbedEngine(TransformerEngine):
@@ -33,12 +34,12 @@ class EmbedEngine(TransformerEngine):
         self._dimensions = len(sentence.poolings) * int(module.config.hidden_size)
 
     @classmethod
-    def load(cls, model: ModelSpec, folder: Path, device: str | Layout) -> Self:
+    def load(cls, model: ModelSpec, folder: Path, device: str | Layout, variant: Variant | None = None) -> Self:
         """The model, ready on the device, after a first forward pass that showed that it can run."""
         if model.task is not Task.EMBED:
             raise ModelLoadFailed(f"model {model.reference}: the embed engine does not {model.task}")
         sentence = read_sentence_model(folder)
-        module = load_model(sentence.transformer, model.quantization, device)
+        module = load_model(sentence.transformer, variant or stored(model.quantization), device)
         config = module.config
         if config.is_encoder_decoder or not hasattr(config, "hidden_size"):
             raise ModelLoadFailed(f"{folder}: {config.model_type} is not a text encoder of one stack")

@@ -16,6 +16,7 @@ from worker.engines.chat import PromptTokenizer, StopStrings
 from worker.engines.decoding import NO_NUMBER, Continued, Decoder, Prompt
 from worker.engines.transformer import TransformerEngine
 from worker.layout import Layout
+from worker.variants import Variant, stored
 
 log = logging.getLogger(__name__)
 
@@ -54,11 +55,11 @@ class GenerateEngine(TransformerEngine):
         self._decoder = Decoder(module, self._ends)
 
     @classmethod
-    def load(cls, model: ModelSpec, folder: Path, device: str | Layout) -> Self:
+    def load(cls, model: ModelSpec, folder: Path, device: str | Layout, variant: Variant | None = None) -> Self:
         """The model, ready on the device, after a first pass that showed that it can run."""
         if model.task is not Task.GENERATE:
             raise ModelLoadFailed(f"model {model.reference}: the generate engine does not {model.task}")
-        module = load_causal(folder, model.quantization, device)
+        module = load_causal(folder, variant or stored(model.quantization), device)
         settings = module.generation_config
         ignored = [key for key, value in NOT_APPLIED.items() if getattr(settings, key, None) not in (None, value)]
         if ignored:

@@ -8,13 +8,13 @@ import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from contracts.errors import ModelLoadFailed
-from contracts.names import Quantization
 from worker.engines.padding import Ids, padded, padded_like
 from worker.engines.sentence import read_json
 from worker.engines.transformer import TransformerEngine
 from worker.layout import Layout
 from worker.loading import load_model
 from worker.onnx import OnnxModule
+from worker.variants import Variant
 
 
 class HeadEngine(TransformerEngine):
@@ -48,13 +48,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     return dict(config)
 
 
-def load_head(folder: Path, quantization: Quantization, device: str | Layout) -> PreTrainedModel | OnnxModule:
+def load_head(folder: Path, variant: Variant, device: str | Layout) -> PreTrainedModel | OnnxModule:
     """The model with its head, on the device.
 
     Raises:
         ModelLoadFailed: It could not be loaded, or it does not say which token fills up a micro-batch.
     """
-    module = load_model(folder, quantization, device, AutoModelForSequenceClassification)
+    module = load_model(folder, variant, device, AutoModelForSequenceClassification)
     module.config.use_cache = False
     if _pad_id(module) is None:
         raise ModelLoadFailed(

@@ -20,6 +20,7 @@ from worker.engines.padding import Ids
 from worker.engines.pairs import Pairs, PairTokenizer
 from worker.layout import Layout
 from worker.onnx import OnnxModule
+from worker.variants import Variant, stored
 
 ALONE = 8_192
 """Padded tokens of a pass where one query stands alone, whose documents may exceed every measured budget."""
@@ -35,12 +36,12 @@ class RerankEngine(HeadEngine):
         self._alone = ALONE
 
     @classmethod
-    def load(cls, model: ModelSpec, folder: Path, device: str | Layout) -> Self:
+    def load(cls, model: ModelSpec, folder: Path, device: str | Layout, variant: Variant | None = None) -> Self:
         """The model, ready on the device, after a first forward pass that showed that it can run."""
         if model.task is not Task.RERANK:
             raise ModelLoadFailed(f"model {model.reference}: the rerank engine does not {model.task}")
         cross_encoder = read_cross_encoder(folder)
-        module = load_head(folder, model.quantization, device)
+        module = load_head(folder, variant or stored(model.quantization), device)
         if (outputs := module.config.num_labels) != 1:
             raise ModelLoadFailed(
                 f"{folder}: rerank takes a model with one output, and this one has {outputs}; classify can tell all"

@@ -21,6 +21,7 @@ from worker.engines.text import TextTokenizer
 from worker.engines.transformer import TransformerEngine
 from worker.layout import Layout
 from worker.onnx import OnnxModule, graph_file
+from worker.variants import Variant, stored
 
 LOGITS = 2**24
 """Logits held at a time on a CPU: 64 MB in float32. Of a whole micro-batch they would take gigabytes."""
@@ -40,12 +41,12 @@ class ScoreEngine(TransformerEngine):
         self._logits = LOGITS if self._device.type == "cpu" else LOGITS_ELSEWHERE
 
     @classmethod
-    def load(cls, model: ModelSpec, folder: Path, device: str | Layout) -> Self:
+    def load(cls, model: ModelSpec, folder: Path, device: str | Layout, variant: Variant | None = None) -> Self:
         """The model, ready on the device, after a first pass that showed that it can run."""
         if model.task is not Task.SCORE:
             raise ModelLoadFailed(f"model {model.reference}: the score engine does not {model.task}")
         load = load_graph_of_causal if graph_file(folder) else load_causal
-        module = load(folder, model.quantization, device)
+        module = load(folder, variant or stored(model.quantization), device)
         return cls(module, TextTokenizer(folder, module.config))
 
     def prepare(self, payloads: Sequence[Any], params: Mapping[str, Any]) -> Prepared:

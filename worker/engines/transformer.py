@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from bitsandbytes.nn import Linear8bitLt
 from transformers import PreTrainedModel
 
 from contracts.errors import ModelLoadFailed, describe
@@ -14,6 +15,7 @@ from worker.engines.base import Engine
 from worker.layout import Layout, input_device
 from worker.loading import weight_bytes
 from worker.onnx import OnnxModule
+from worker.variants import Variant
 
 
 class TransformerEngine(Engine):
@@ -29,12 +31,25 @@ class TransformerEngine(Engine):
 
     @classmethod
     @abstractmethod
-    def load(cls, model: ModelSpec, folder: Path, device: str | Layout) -> Self:
+    def load(cls, model: ModelSpec, folder: Path, device: str | Layout, variant: Variant | None = None) -> Self:
         """The model, ready on the device, or laid over several where it is too large for one.
+
+        Args:
+            model: What is registered.
+            folder: Where its files are.
+            device: `cpu`, `cuda:0`, or several.
+            variant: How it is held and computed; as it is registered, in one lane, when not given.
 
         Raises:
             ModelLoadFailed: The library could not load it.
         """
+
+    @property
+    def concurrent(self) -> bool:
+        """Whether passes may stand beside one another: bitsandbytes' 8-bit layers keep a state while they compute."""
+        return isinstance(self._module, OnnxModule) or not any(
+            isinstance(layer, Linear8bitLt) for layer in self._module.modules()
+        )
 
     @property
     def memory_bytes(self) -> int:

@@ -13,9 +13,9 @@ from contracts.errors import InvalidRequest
 from contracts.states import JobState
 from producer.cli.app import app
 from producer.cli.session import Session
-from storage import budgets, control, glimpse, overview, workers
-from storage.budgets import Budget
+from storage import control, glimpse, overview, plans, workers
 from storage.database import Database
+from storage.plans import Plan
 from storage.workers import WorkerReport
 from tests.conftest import Mill
 from tests.jobs import claimed, execute, finish, make_model, make_target, open_job, submit
@@ -115,7 +115,7 @@ def test_a_model_is_shown_with_each_of_its_versions(mill: Mill, database: Databa
         plain = make_model(connection, memory_bytes=91_000_000)
         nf4 = make_model(connection, quantization="nf4", memory_bytes=28_000_000)
         for device, speed in (("cpu", 400.0), ("cuda", 9000.0)):
-            budgets.put(connection, nf4.id, device, Budget(2048, speed))
+            plans.put(connection, nf4.id, device, Plan(2048, speed))
         connection.execute(text("UPDATE batch_budgets SET memory_bytes = 30000000, load_seconds = 1.5"))
         assert [one.device for one in overview.measurements(connection, [plain.id, nf4.id])] == ["cpu", "cuda"]
 

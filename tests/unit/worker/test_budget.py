@@ -8,7 +8,7 @@ from contracts.errors import ModelLoadFailed
 from contracts.params import MEASURED_LENGTH as LENGTH
 from tests.engines import RowEngine
 from worker import budget
-from worker.budget import LARGEST, PASSES, SLACK, measure
+from worker.budget import LARGEST, PASSES, PATIENCE, SLACK, measure
 from worker.engines.base import Engine, Output
 
 
@@ -62,7 +62,7 @@ def test_one_decline_may_be_an_accident_and_two_are_not() -> None:
 
 
 def test_a_slow_pass_is_not_doubled() -> None:
-    engine = Timed(lambda tokens: 1e-9 if tokens < 2048 else 2.1)
+    engine = Timed(lambda tokens: 1e-9 if tokens < 2048 else 1.1 * PATIENCE)
     measure(engine, {}, clock=engine.clock)
     assert max(engine.sizes) == 2048
     assert engine.sizes.count(2048) == 1
@@ -80,7 +80,7 @@ def test_a_size_that_looked_slow_while_the_machine_was_busy_is_tried_again() -> 
 
 
 def test_passes_of_one_size_take_no_longer_than_is_worth() -> None:
-    engine = Timed(lambda tokens: 0.8 if tokens >= 2048 else 1e-3)
+    engine = Timed(lambda tokens: 0.4 * PATIENCE if tokens >= 2048 else 1e-3)
     measure(engine, {}, clock=engine.clock)
     assert engine.sizes.count(2048) == 3
 

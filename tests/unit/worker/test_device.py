@@ -380,7 +380,7 @@ def test_what_drains_lets_go_of_all_that_is_held_and_all_that_comes(storage: Sto
         storage.device.call(lambda: None)
     engine.gate.set()
     while not storage.delivered:
-        assert storage.device._thread.is_alive()
+        assert storage.device._lanes[0].is_alive()
     assert engine.computed == [1]
 
 
@@ -519,14 +519,18 @@ def test_a_pass_that_does_not_end_is_seen(storage: Storage, engine: Gated) -> No
     engine.gate.set()
     assert done(one)
     while storage.device.stalled_for():
-        assert storage.device._thread.is_alive()
+        assert storage.device._lanes[0].is_alive()
 
 
 def test_each_pass_of_a_bisection_and_of_a_call_counts_by_itself(storage: Storage) -> None:
-    began: list[float | None] = []
+    began: list[float] = []
+
+    def note() -> None:
+        [lane] = storage.device._passes.values()
+        began.append(lane.began)
 
     def compute(rows: list[int]) -> Output:
-        began.append(storage.device._pass_began)
+        note()
         if 1 in rows:
             raise RuntimeError
         return as_vectors(rows)
@@ -534,12 +538,11 @@ def test_each_pass_of_a_bisection_and_of_a_call_counts_by_itself(storage: Storag
     def call() -> None:
         for _ in range(3):
             storage.device.checkpoint()
-            began.append(storage.device._pass_began)
+            note()
 
     storage.device.submit(one := hold(RowEngine(compute), range(4)), 16)
     assert done(one)
     storage.device.call(call)
-    assert None not in began
     assert len(set(began)) == len(began) == 5 + 3
 
 

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from contracts.errors import DatabaseUnavailable
+from storage.plans import Plan
 from tests.engines import RowEngine, hold
 from tests.models import model_spec
 from worker.batcher import MicroBatch
@@ -101,10 +102,14 @@ def test_inputs_are_counted_by_what_became_of_them(metrics: WorkerMetrics) -> No
 
 
 def test_a_model_that_left_takes_no_memory(metrics: WorkerMetrics) -> None:
-    metrics.model_loaded(model_spec(), 1000, 1.5)
+    plan = Plan(1024, 1.0, load_seconds=1.5, quantization="nf4", dtype="float32", lanes=2, threads=1)
+    metrics.model_loaded(model_spec(), 1000, plan)
+    labels = {"model": "small@1", "quantization": "nf4", "dtype": "float32", "lanes": "2", "threads": "1"}
+    assert value(metrics, "batchmill_model_plan", **labels) == 1
     assert value(metrics, "batchmill_model_memory_bytes", model="small@1") == 1000
     assert value(metrics, "batchmill_model_load_seconds", model="small@1") == 1.5
     metrics.model_left(model_spec())
+    assert value(metrics, "batchmill_model_plan", **labels) is None
     assert value(metrics, "batchmill_model_memory_bytes", model="small@1") is None
     assert value(metrics, "batchmill_model_evictions_total", model="small@1") == 1
 

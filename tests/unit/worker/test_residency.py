@@ -1,6 +1,7 @@
 import gc
 import threading
 import weakref
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 from contracts.errors import ModelLoadFailed, ModelTooLarge
 from contracts.models import ModelSpec
-from storage.budgets import Budget
+from storage.plans import Plan
 from tests.models import model_spec
 from worker.engines.base import Engine
 from worker.engines.fake import FakeEngine
@@ -23,9 +24,9 @@ class Loader:
     def __init__(self) -> None:
         self.loaded: list[int] = []
 
-    def __call__(self, model: ModelSpec) -> tuple[Engine, Budget]:
+    def __call__(self, model: ModelSpec, grow: Callable[[int], bool]) -> tuple[Engine, Plan]:
         self.loaded.append(model.id)
-        return FakeEngine.load(model, Path(), "cpu"), Budget(1024, 1.0)
+        return FakeEngine.load(model, Path(), "cpu"), Plan(1024, 1.0)
 
 
 @pytest.fixture
@@ -97,8 +98,8 @@ def test_what_is_pinned_stays(cache: ModelCache) -> None:
 def test_a_model_has_its_turn_for_ten_times_what_loading_it_took() -> None:
     seconds, took = 1000.0, 0.2
 
-    def load(model: ModelSpec) -> tuple[Engine, Budget]:
-        return FakeEngine.load(model, Path(), "cpu"), Budget(1024, 1.0, load_seconds=took)
+    def load(model: ModelSpec, grow: Callable[[int], bool]) -> tuple[Engine, Plan]:
+        return FakeEngine.load(model, Path(), "cpu"), Plan(1024, 1.0, load_seconds=took)
 
     cache = ModelCache(LIMIT, load, lambda: seconds)
     assert cache.capacity(idle=True).settled
@@ -159,10 +160,10 @@ def test_a_larger_model_that_can_be_laid_over_several_devices_has_this_one_to_it
 def test_those_who_ask_at_once_wait_for_one_load(loader: Loader) -> None:
     started, go_on = threading.Event(), threading.Event()
 
-    def slow(model: ModelSpec) -> tuple[Engine, Budget]:
+    def slow(model: ModelSpec, grow: Callable[[int], bool]) -> tuple[Engine, Plan]:
         started.set()
         assert go_on.wait(10)
-        return loader(model)
+        return loader(model, grow)
 
     cache = ModelCache(LIMIT, slow)
     residents = [cache.pin(spec(1)) for _ in range(4)]
@@ -180,10 +181,10 @@ def test_those_who_ask_at_once_wait_for_one_load(loader: Loader) -> None:
 def test_a_model_that_cannot_be_loaded_leaves(loader: Loader) -> None:
     broken = True
 
-    def load(model: ModelSpec) -> tuple[Engine, Budget]:
+    def load(model: ModelSpec, grow: Callable[[int], bool]) -> tuple[Engine, Plan]:
         if broken:
             raise ModelLoadFailed("no weights")
-        return loader(model)
+        return loader(model, grow)
 
     cache = ModelCache(LIMIT, load)
     first, second = cache.pin(spec(1)), cache.pin(spec(1))
@@ -200,7 +201,7 @@ def test_a_model_that_cannot_be_loaded_leaves(loader: Loader) -> None:
 def test_who_waits_for_a_model_that_cannot_be_loaded_does_not_try_again() -> None:
     loads, entered, go_on = [], threading.Event(), threading.Event()
 
-    def fail(model: ModelSpec) -> tuple[Engine, Budget]:
+    def fail(model: ModelSpec, grow: Callable[[int], bool]) -> tuple[Engine, Plan]:
         loads.append(model.id)
         entered.set()
         go_on.wait(10)
@@ -236,7 +237,7 @@ def test_a_model_that_left_is_freed_once_nobody_holds_it(cache: ModelCache) -> N
 def test_a_model_that_could_not_be_loaded_is_freed() -> None:
     engines: list[weakref.ref[Engine]] = []
 
-    def load(model: ModelSpec) -> tuple[Engine, Budget]:
+    def load(model: ModelSpec, grow: Callable[[int], bool]) -> tuple[Engine, Plan]:
         engine = FakeEngine.load(model, Path(), "cpu")
         engines.append(weakref.ref(engine))
         raise ModelLoadFailed(f"its first pass: {engine.memory_bytes}")

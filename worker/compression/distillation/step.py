@@ -42,7 +42,7 @@ def train(step: Distill, order: Order, progress: Progress) -> Outcome:
         config.use_cache = cached
     if course.leads:
         progress(1.0, "writing")
-        dtype = getattr(torch, saved_type(step, order).compute_dtype)
+        dtype = getattr(torch, saved_type(step, order).least_precision)
         save(lesson.student.to("cpu", dtype), student_folder(step, order), order.destination)  # type: ignore[arg-type]
     notes = [*notes_on(student_folder(step, order)), *_notes(lesson, training)]
     return Outcome(order.quantization, notes, training)
