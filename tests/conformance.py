@@ -89,8 +89,8 @@ class Kind:
     """While it lasts, the model computes no number for the payload of ODD."""
     payload: Callable[[str], Any] = str
     """An input made of a text."""
-    folder: str | None = None
-    """The fixture that gives the model's folder; MiniLM's own where there is none."""
+    folder: str = "embedder"
+    """The fixture that gives the model's folder; that of a tiny one has `tiny_` before it."""
     weights: str = "model.safetensors"
     """The file that holds them."""
     limit: int = 256
@@ -109,6 +109,8 @@ class Kind:
     """Parameters that all tests compute with."""
     tolerances: Mapping[str, float] = field(default_factory=lambda: {"none": 1e-5})
     """By quantization: the most that a number may change with the neighbours in a micro-batch."""
+    tiny: Mapping[str, float] = field(default_factory=dict)
+    """The same of a tiny model, where its outputs lie closer together."""
     apart: Mapping[str, float] = field(default_factory=dict)
     """By quantization: the share of pairs of inputs whose outputs differ by more than that; 0.98 where none is told."""
     tipped: Mapping[str, float] = field(default_factory=dict)
@@ -144,8 +146,8 @@ def ranking(text: str) -> Any:
 
 
 # How long an arithmetic's sums are shows in its tolerance; LLM.int8 also picks outliers by micro-batch. To try a new
-# engine, add an entry here: every test of test_engine_conformance.py runs for each of its tolerances. A model that is
-# not MiniLM comes from a fixture of its own in conftest.py, named in `folder`.
+# engine, add an entry here: every test of test_engine_conformance.py runs for each of its tolerances, with a tiny model
+# whenever tests run, and with a real one in `make verify`. Both come from fixtures of conftest.py, named in `folder`.
 KINDS: dict[str, Kind] = {
     "fake-embed": Kind(FakeEngine, "embed", np.asarray, fake_of_odd, limit=512, wrong=(), tolerances={"none": 0.0}),
     "fake-classify": Kind(
@@ -166,6 +168,7 @@ KINDS: dict[str, Kind] = {
         folder="classifier",
         limit=512,
         tolerances={"none": 1e-5, "bf16": 0.02, "nf4": 0.02, "int8": 0.1},
+        tiny={"int8": 0.04},
         apart={"int8": 0.85},
     ),
     "onnx-embed": Kind(EmbedEngine, "embed", np.asarray, graph_of_odd, folder="onnx_embedder", weights="model.onnx"),
@@ -197,6 +200,7 @@ KINDS: dict[str, Kind] = {
         weights="model.onnx",
         limit=512,
         tolerances={"int8": 0.2},
+        tiny={"int8": 0.04},
         apart={"int8": 0.6},
     ),
     "rerank": Kind(
@@ -212,6 +216,7 @@ KINDS: dict[str, Kind] = {
         steps=ranking("closes the file of that name") | {"documents": [*"abcdefgh"]},
         patches={"_alone": 16},
         tolerances={"none": 1e-5, "bf16": 0.03, "nf4": 0.03, "int8": 0.1},
+        tiny={"int8": 0.04},
         # A query that has nothing to do with them ranks many documents alike.
         apart={"bf16": 0.85, "nf4": 0.85, "int8": 0.7},
     ),

@@ -25,6 +25,7 @@ from stack.servers import servers
 from stack.state import StackAddresses
 from storage import schema
 from storage.database import Database
+from tests import tiny
 from tests.models import MINILM, save_language_model, save_smollm2
 from tests.rabbitmq_node import missing, rabbitmq
 
@@ -113,6 +114,12 @@ def language_model(smollm2: Path, made_once: MadeOnce) -> Path:
 
 
 @pytest.fixture(scope="session")
+def embedder() -> Path:
+    """MiniLM."""
+    return MINILM
+
+
+@pytest.fixture(scope="session")
 def onnx_embedder(made_once: MadeOnce) -> Path:
     """MiniLM as an ONNX graph."""
     return made_once("onnx_embedder", lambda folder: _graphs().exported(MINILM, folder))
@@ -134,6 +141,54 @@ def onnx_classifier(classifier: Path, made_once: MadeOnce) -> Path:
 def onnx_int8_classifier(onnx_classifier: Path, made_once: MadeOnce) -> Path:
     """The same in int8."""
     return made_once("onnx_int8_classifier", lambda folder: _graphs().quantized(onnx_classifier, folder, Task.CLASSIFY))
+
+
+@pytest.fixture(scope="session")
+def tiny_embedder(made_once: MadeOnce) -> Path:
+    """A sentence encoder with MiniLM's tokenizer, 64 dimensions and two layers."""
+    return made_once("tiny_embedder", tiny.save_encoder)
+
+
+@pytest.fixture(scope="session")
+def tiny_classifier(made_once: MadeOnce) -> Path:
+    """A classifier with five labels that has learned nothing."""
+    return made_once("tiny_classifier", tiny.save_classifier)
+
+
+@pytest.fixture(scope="session")
+def tiny_reranker(made_once: MadeOnce) -> Path:
+    """A cross-encoder that has learned nothing."""
+    return made_once("tiny_reranker", tiny.save_reranker)
+
+
+@pytest.fixture(scope="session")
+def tiny_language_model(made_once: MadeOnce) -> Path:
+    """A language model of 2,000 words that has learned nothing."""
+    return made_once("tiny_language_model", tiny.save_language_model)
+
+
+@pytest.fixture(scope="session")
+def tiny_onnx_embedder(tiny_embedder: Path, made_once: MadeOnce) -> Path:
+    """The tiny encoder as an ONNX graph."""
+    return made_once("tiny_onnx_embedder", lambda folder: _graphs().exported(tiny_embedder, folder))
+
+
+@pytest.fixture(scope="session")
+def tiny_onnx_int8_embedder(tiny_onnx_embedder: Path, made_once: MadeOnce) -> Path:
+    """The same in int8."""
+    return made_once("tiny_onnx_int8_embedder", lambda folder: _graphs().quantized(tiny_onnx_embedder, folder))
+
+
+@pytest.fixture(scope="session")
+def tiny_onnx_classifier(tiny_classifier: Path, made_once: MadeOnce) -> Path:
+    """The tiny classifier as an ONNX graph."""
+    return made_once("tiny_onnx_classifier", lambda f: _graphs().exported(tiny_classifier, f, Task.CLASSIFY))
+
+
+@pytest.fixture(scope="session")
+def tiny_onnx_int8_classifier(tiny_onnx_classifier: Path, made_once: MadeOnce) -> Path:
+    """The same in int8."""
+    return made_once("tiny_onnx_int8_classifier", lambda f: _graphs().quantized(tiny_onnx_classifier, f, Task.CLASSIFY))
 
 
 def _graphs() -> Any:
