@@ -8,8 +8,9 @@ import sysconfig
 import warnings
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
+from functools import cache
 from importlib.util import find_spec
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 
 SKIPPED = {"__pycache__", "dist-packages", "idle_test", "lib-dynload", "site-packages", "test", "tests"}
@@ -19,7 +20,7 @@ ENDS = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'(])|\n\s*\n")
 
 def stdlib_docstrings(count: int | None = None) -> list[str]:
     """The first docstrings of the standard library, or all of them (about 8,000), always in the same order."""
-    found = [text for _, text in islice(_docstrings(), count)]
+    found = [text for _, text in islice(_standard(), count)]
     if count is not None and len(found) < count:
         raise ValueError(f"{count} docstrings asked for, and the standard library has {len(found)}")
     return found
@@ -29,7 +30,7 @@ def named_docstrings() -> list[tuple[str, str]]:
     """The same in the same order, each with a name of its own: `datetime.date.today`, and a number where it recurs."""
     found = []
     seen: Counter[str] = Counter()
-    for name, text in _docstrings():
+    for name, text in _standard():
         seen[name] += 1
         found.append((name if seen[name] == 1 else f"{name}#{seen[name]}", text))
     return found
@@ -59,10 +60,27 @@ def mixed_docstrings(count: int) -> list[str]:
     return random.Random(0).sample(sorted(found), count)
 
 
-def _docstrings() -> Iterator[tuple[str, str]]:
+class _Kept:
+    """Docstrings with names that are read once, as far as they are asked for: to parse the files takes seconds."""
+
+    def __init__(self, source: Iterator[tuple[str, str]]) -> None:
+        self._source = source
+        self._found: list[tuple[str, str]] = []
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        for place in count():
+            if place == len(self._found):
+                self._found += islice(self._source, 1)
+            if place == len(self._found):
+                return
+            yield self._found[place]
+
+
+@cache
+def _standard() -> _Kept:
     """Docstrings of the standard library with the qualified names of what they document."""
     root = Path(sysconfig.get_path("stdlib"))
-    return _of_files(root, sorted(_files(root)))
+    return _Kept(_of_files(root, sorted(_files(root))))
 
 
 def _files(root: Path) -> Iterator[Path]:
@@ -95,7 +113,7 @@ def _of_tree(tree: ast.Module, module: str) -> Iterator[tuple[str, str]]:
 
 def _sentences() -> Iterator[str]:
     seen: set[str] = set()
-    for _, text in _docstrings():
+    for _, text in _standard():
         for part in ENDS.split(text):
             sentence = " ".join(part.split())
             if sentence and sentence not in seen:
