@@ -1,4 +1,6 @@
 import enum
+import hashlib
+import json
 import math
 import random
 import sys
@@ -164,7 +166,7 @@ def test_a_huge_item_is_refused_before_it_is_encoded(wrap):
     started = time.perf_counter()
     with pytest.raises(InvalidInput, match=r"104,857,6\d\d bytes.*16,777,216"):
         canonicalize(value)
-    assert time.perf_counter() - started < 0.5
+    assert time.perf_counter() - started < 5  # a thousandth of a second, and generous
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1_000_000
@@ -178,11 +180,20 @@ def test_the_limit_counts_encoded_bytes():
 
 
 def test_fast_enough_to_never_be_the_cost():
-    texts = [f"{i:>199}x" for i in range(20_000)]
-    best = math.inf
-    for _ in range(5):
-        started = time.perf_counter()
-        for text in texts:
-            digest(canonicalize(text))
-        best = min(best, time.perf_counter() - started)
-    assert len(texts) / best > 200_000  # far below what one idle core does, as test machines are shared
+    """Beside what Python's own library takes for the same, which is measured in turns with it."""
+    texts = [f"{i:>199}x" for i in range(5_000)]
+
+    def ours(text: str) -> None:
+        digest(canonicalize(text))
+
+    def plain(text: str) -> None:
+        hashlib.sha256(json.dumps(text, ensure_ascii=False).encode()).digest()
+
+    best = {ours: math.inf, plain: math.inf}
+    for _ in range(9):
+        for function in best:
+            started = time.thread_time()
+            for text in texts:
+                function(text)
+            best[function] = min(best[function], time.thread_time() - started)
+    assert best[ours] < 3 * best[plain]
