@@ -29,8 +29,25 @@ from tests import tiny
 from tests.models import MINILM, save_language_model, save_smollm2
 from tests.rabbitmq_node import missing, rabbitmq
 
+LONGEST = (
+    "tests/docs/test_examples.py",
+    "tests/acceptance/test_compression.py",
+    "tests/integration/stack/test_cli_run.py",
+    "tests/unit/worker/test_engine_conformance.py",
+    "tests/unit/worker/compression/test_distillation_training.py",
+    "tests/unit/worker/compression/evaluation/test_evaluating.py",
+    "tests/unit/worker/compression/steps/test_export.py",
+    "tests/unit/worker/compression/evaluation/test_measurement.py",
+    "tests/integration/worker/test_compression.py",
+)
+"""Files that take long begin first, so that none is left for one process at the end."""
 _names = count()
 _AUTOCOMMIT = {"isolation_level": "AUTOCOMMIT"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {file: place for place, file in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.nodeid.partition("::")[0], len(places)))
 
 
 @pytest.fixture(scope="session")
@@ -90,39 +107,97 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
 
 
 @pytest.fixture(scope="session")
-def classifier(made_once: MadeOnce) -> Path:
+def real_classifier(made_once: MadeOnce) -> Path:
     """The folder of a classifier with five labels, trained for this session."""
-    return made_once("classifier", heads.save_classifier)
+    return made_once("real_classifier", heads.save_classifier)
 
 
 @pytest.fixture(scope="session")
-def reranker(made_once: MadeOnce) -> Path:
+def real_reranker(made_once: MadeOnce) -> Path:
     """The folder of a cross-encoder, trained for this session."""
-    return made_once("reranker", heads.save_reranker)
+    return made_once("real_reranker", heads.save_reranker)
 
 
 @pytest.fixture(scope="session")
-def smollm2(made_once: MadeOnce) -> Path:
+def real_smollm2(made_once: MadeOnce) -> Path:
     """The folder of all of SmolLM2 in bfloat16: a GGUF file takes long to parse."""
-    return made_once("smollm2", save_smollm2)
+    return made_once("real_smollm2", save_smollm2)
 
 
 @pytest.fixture(scope="session")
-def language_model(smollm2: Path, made_once: MadeOnce) -> Path:
+def real_language_model(real_smollm2: Path, made_once: MadeOnce) -> Path:
     """The folder of a small model that speaks in tongues: the first layers of SmolLM2, with 256 positions."""
-    return made_once("language_model", lambda folder: save_language_model(smollm2, folder, layers=2, positions=256))
+    return made_once(
+        "real_language_model", lambda folder: save_language_model(real_smollm2, folder, layers=2, positions=256)
+    )
 
 
 @pytest.fixture(scope="session")
-def embedder() -> Path:
+def real_encoder() -> Path:
     """MiniLM."""
     return MINILM
 
 
 @pytest.fixture(scope="session")
-def onnx_embedder(made_once: MadeOnce) -> Path:
+def real_onnx_embedder(made_once: MadeOnce) -> Path:
     """MiniLM as an ONNX graph."""
-    return made_once("onnx_embedder", lambda folder: _graphs().exported(MINILM, folder))
+    return made_once("real_onnx_embedder", lambda folder: _graphs().exported(MINILM, folder))
+
+
+@pytest.fixture(scope="session")
+def real_onnx_int8_embedder(real_onnx_embedder: Path, made_once: MadeOnce) -> Path:
+    """The same in int8."""
+    return made_once("real_onnx_int8_embedder", lambda folder: _graphs().quantized(real_onnx_embedder, folder))
+
+
+@pytest.fixture(scope="session")
+def real_onnx_classifier(real_classifier: Path, made_once: MadeOnce) -> Path:
+    """The real classifier as an ONNX graph."""
+    return made_once("real_onnx_classifier", lambda folder: _graphs().exported(real_classifier, folder, Task.CLASSIFY))
+
+
+@pytest.fixture(scope="session")
+def real_onnx_int8_classifier(real_onnx_classifier: Path, made_once: MadeOnce) -> Path:
+    """The same in int8."""
+    return made_once(
+        "real_onnx_int8_classifier", lambda folder: _graphs().quantized(real_onnx_classifier, folder, Task.CLASSIFY)
+    )
+
+
+@pytest.fixture(scope="session")
+def encoder(made_once: MadeOnce) -> Path:
+    """A sentence encoder with MiniLM's tokenizer and as many layers, and with 64 dimensions."""
+    return made_once("encoder", tiny.save_encoder)
+
+
+@pytest.fixture(scope="session")
+def classifier(made_once: MadeOnce) -> Path:
+    """A classifier with five labels that has learned nothing."""
+    return made_once("classifier", tiny.save_classifier)
+
+
+@pytest.fixture(scope="session")
+def reranker(made_once: MadeOnce) -> Path:
+    """A cross-encoder that has learned nothing."""
+    return made_once("reranker", tiny.save_reranker)
+
+
+@pytest.fixture(scope="session")
+def language_model(made_once: MadeOnce) -> Path:
+    """A language model of 2,000 words that has learned nothing."""
+    return made_once("language_model", tiny.save_language_model)
+
+
+@pytest.fixture(scope="session")
+def speaker(made_once: MadeOnce) -> Path:
+    """The same as one GGUF file with 4 bits a weight."""
+    return made_once("speaker", tiny.save_speaker)
+
+
+@pytest.fixture(scope="session")
+def onnx_embedder(encoder: Path, made_once: MadeOnce) -> Path:
+    """The encoder as an ONNX graph."""
+    return made_once("onnx_embedder", lambda folder: _graphs().exported(encoder, folder))
 
 
 @pytest.fixture(scope="session")
@@ -134,61 +209,13 @@ def onnx_int8_embedder(onnx_embedder: Path, made_once: MadeOnce) -> Path:
 @pytest.fixture(scope="session")
 def onnx_classifier(classifier: Path, made_once: MadeOnce) -> Path:
     """The classifier as an ONNX graph."""
-    return made_once("onnx_classifier", lambda folder: _graphs().exported(classifier, folder, Task.CLASSIFY))
+    return made_once("onnx_classifier", lambda f: _graphs().exported(classifier, f, Task.CLASSIFY))
 
 
 @pytest.fixture(scope="session")
 def onnx_int8_classifier(onnx_classifier: Path, made_once: MadeOnce) -> Path:
     """The same in int8."""
-    return made_once("onnx_int8_classifier", lambda folder: _graphs().quantized(onnx_classifier, folder, Task.CLASSIFY))
-
-
-@pytest.fixture(scope="session")
-def tiny_embedder(made_once: MadeOnce) -> Path:
-    """A sentence encoder with MiniLM's tokenizer, 64 dimensions and two layers."""
-    return made_once("tiny_embedder", tiny.save_encoder)
-
-
-@pytest.fixture(scope="session")
-def tiny_classifier(made_once: MadeOnce) -> Path:
-    """A classifier with five labels that has learned nothing."""
-    return made_once("tiny_classifier", tiny.save_classifier)
-
-
-@pytest.fixture(scope="session")
-def tiny_reranker(made_once: MadeOnce) -> Path:
-    """A cross-encoder that has learned nothing."""
-    return made_once("tiny_reranker", tiny.save_reranker)
-
-
-@pytest.fixture(scope="session")
-def tiny_language_model(made_once: MadeOnce) -> Path:
-    """A language model of 2,000 words that has learned nothing."""
-    return made_once("tiny_language_model", tiny.save_language_model)
-
-
-@pytest.fixture(scope="session")
-def tiny_onnx_embedder(tiny_embedder: Path, made_once: MadeOnce) -> Path:
-    """The tiny encoder as an ONNX graph."""
-    return made_once("tiny_onnx_embedder", lambda folder: _graphs().exported(tiny_embedder, folder))
-
-
-@pytest.fixture(scope="session")
-def tiny_onnx_int8_embedder(tiny_onnx_embedder: Path, made_once: MadeOnce) -> Path:
-    """The same in int8."""
-    return made_once("tiny_onnx_int8_embedder", lambda folder: _graphs().quantized(tiny_onnx_embedder, folder))
-
-
-@pytest.fixture(scope="session")
-def tiny_onnx_classifier(tiny_classifier: Path, made_once: MadeOnce) -> Path:
-    """The tiny classifier as an ONNX graph."""
-    return made_once("tiny_onnx_classifier", lambda f: _graphs().exported(tiny_classifier, f, Task.CLASSIFY))
-
-
-@pytest.fixture(scope="session")
-def tiny_onnx_int8_classifier(tiny_onnx_classifier: Path, made_once: MadeOnce) -> Path:
-    """The same in int8."""
-    return made_once("tiny_onnx_int8_classifier", lambda f: _graphs().quantized(tiny_onnx_classifier, f, Task.CLASSIFY))
+    return made_once("onnx_int8_classifier", lambda f: _graphs().quantized(onnx_classifier, f, Task.CLASSIFY))
 
 
 def _graphs() -> Any:

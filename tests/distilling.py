@@ -1,7 +1,6 @@
-"""Small models with real weights to distill, and orders to do it."""
+"""Small models to distill, and orders to do it."""
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.texts import stdlib_docstrings
-from benchmarks.weights import MINILM
 from contracts.models import ArtifactFile
 from contracts.names import Quantization, Task
 from contracts.params import parse_params
@@ -19,9 +17,6 @@ from tests.models import model_spec
 from worker.compression.order import Order
 from worker.engines.registry import engine_class
 
-WORDS = 4000
-"""Of MiniLM's vocabulary: what is frequent. Words' vectors are half of the model, and most of what is written."""
-
 
 def texts(count: int) -> list[str]:
     """Distinct docstrings of one paragraph."""
@@ -29,29 +24,20 @@ def texts(count: int) -> list[str]:
     return [text for text in found if len(text) > 20][:count]
 
 
-def save_small(folder: Path, layers: Sequence[int], kind: Any = None, source: Path = MINILM, **config: Any) -> Path:
-    """Some layers of MiniLM or of a classifier on it, with the most frequent words only."""
-    import torch
-    from transformers import AutoModel, AutoTokenizer
+def save_layers(source: Path, folder: Path, layers: Sequence[int], kind: Any = None, **config: Any) -> Path:
+    """Some layers of a BERT, and other values in its config."""
+    from transformers import AutoModel
 
     from worker.compression.artifacts import save
     from worker.compression.distillation.student import keep_layers
     from worker.loading import load_module
 
-    slim = folder / "slim"
-    shutil.copytree(source, slim, ignore=shutil.ignore_patterns("model.safetensors", "vocab.txt"))
-    tokenizer = json.loads((source / "tokenizer.json").read_text())
-    vocabulary = tokenizer["model"]["vocab"]
-    tokenizer["model"]["vocab"] = {word: place for word, place in vocabulary.items() if place < WORDS}
-    (slim / "tokenizer.json").write_text(json.dumps(tokenizer))
     module = load_module(source, Quantization.NONE, "cpu", kind or AutoModel)
-    words: Any = module.base_model.embeddings
-    words.word_embeddings.weight = torch.nn.Parameter(words.word_embeddings.weight.detach()[:WORDS].clone())
-    module.config.update({"vocab_size": WORDS, **config})
-    (slim / "config.json").write_text(module.config.to_json_string(use_diff=False))
+    module.config.update(config)
     keep_layers(module, tuple(layers))
-    save(module, slim, folder / "model")
-    assert len(AutoTokenizer.from_pretrained(folder / "model")) <= WORDS
+    save(module, source, folder / "model")
+    if config:
+        (folder / "model" / "config.json").write_text(module.config.to_json_string(use_diff=False))
     return folder / "model"
 
 

@@ -10,10 +10,10 @@ from benchmarks.weights import MINILM, SMOLLM2
 __all__ = ["MINILM", "SMOLLM2", "changed", "model_spec", "save_language_model", "save_smollm2", "variant"]
 
 
-def variant(folder: Path, files: dict[str, Any]) -> Path:
-    """A folder with MiniLM's weights and other files: JSON values by path, None for a file to leave out."""
-    for original in MINILM.rglob("*.*"):
-        path = str(original.relative_to(MINILM))
+def variant(folder: Path, files: dict[str, Any], source: Path = MINILM) -> Path:
+    """A folder with a model's weights and other files: JSON values by path, None for a file to leave out."""
+    for original in source.rglob("*.*"):
+        path = str(original.relative_to(source))
         if original.is_file() and path not in files:
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).symlink_to(original)

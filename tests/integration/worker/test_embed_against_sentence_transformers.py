@@ -76,11 +76,13 @@ def assert_same(found: NDArray[np.float32], expected: NDArray[np.float32]) -> No
     assert ((found * expected).sum(1) / (sizes[0] * sizes[1])).min() >= 0.99999
 
 
-def test_the_model_as_it_is() -> None:
+@pytest.mark.parametrize("model", ["encoder", pytest.param("real_encoder", marks=pytest.mark.verify)])
+def test_the_model_as_it_is(model: str, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue(model)
     texts = EXTRA + stdlib_docstrings(3000)[::10]
-    found, expected = ours(MINILM, texts), theirs(MINILM, texts)
+    found, expected = ours(folder, texts), theirs(folder, texts)
     assert_same(found, expected)
-    bits = EmbedEngine.load(model_spec(engine="embed"), MINILM, "cpu")
+    bits = EmbedEngine.load(model_spec(engine="embed"), folder, "cpu")
     rows = bits.prepare(EXTRA[3:4], {}).rows
     np.testing.assert_array_equal(
         bits.run(rows, {"precision": "ubinary"}), quantize_embeddings(expected[3:4], precision="ubinary")

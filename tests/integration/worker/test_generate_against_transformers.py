@@ -36,9 +36,10 @@ PROMPTS = [
 PARAMS = parse_params("generate", {"max_new_tokens": NEW_TOKENS})
 
 
-@pytest.fixture(scope="module")
-def engine(smollm2: Path) -> GenerateEngine:
-    return GenerateEngine.load(model_spec(engine="generate", task="generate"), smollm2, "cpu")
+@pytest.fixture(scope="module", params=["tiny", pytest.param("real", marks=pytest.mark.verify)])
+def engine(request: pytest.FixtureRequest) -> GenerateEngine:
+    folder = request.getfixturevalue("real_smollm2" if request.param == "real" else "language_model")
+    return GenerateEngine.load(model_spec(engine="generate", task="generate"), folder, "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -88,16 +89,30 @@ def test_outputs_are_what_the_tokens_say(
 ) -> None:
     rows = engine.prepare(PROMPTS[:1], PARAMS).rows
     tokens, _ = expected[0]
+    ended = tokens[-1] == 2
+    assert ended == (len(tokens) < NEW_TOKENS)
     assert engine.run(rows, PARAMS) == [
         {
             "text": engine._tokenizer._tokenizer.decode(tokens, skip_special_tokens=True),
-            "finish_reason": "stop",
+            "finish_reason": "stop" if ended else "length",
             "prompt_tokens": len(rows[0].ids),
             "new_tokens": len(tokens),
         }
     ]
-    assert tokens[-1] == 2
-    assert len(tokens) < NEW_TOKENS
+
+
+def test_a_worker_says_what_the_engine_says(running_mill: Mill, language_model: Path) -> None:
+    long = {"messages": [{"role": "user", "content": "word " * 300}]}
+    prompts = [PROMPTS[0], PROMPTS[-1]]
+    params = parse_params("generate", {"max_new_tokens": 12})
+    with running_mill.client() as client:
+        client.models.add("speaker", str(language_model), task="generate")
+        job = client.submit("speaker", [prompts[0], long, prompts[1]], params={"max_new_tokens": 12}).wait(timeout=240)
+        chat, failed, prompt = job.results()
+    assert failed.error.code == "too_long"
+    spec = model_spec(engine="generate", task="generate")
+    own = GenerateEngine.load(spec, language_model, "cpu")
+    assert [chat.output, prompt.output] == [*own.run(own.prepare(prompts, params).rows, params)]
 
 
 @pytest.fixture(scope="module")
@@ -108,13 +123,14 @@ def speaking(running_mill: Mill) -> Iterator[Client]:
         yield client
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.verify
 def test_a_worker_generates(speaking: Client) -> None:
     too_long = {"messages": [{"role": "user", "content": "word " * 9000}]}
     job = speaking.submit("smollm2", [PROMPTS[0], too_long, "1 2 3 4 5 6 7"], params={"max_new_tokens": 12})
     job.wait(timeout=240)
     chat, failed, prompt = job.results()
     assert "Paris" in chat.output["text"]
+    assert chat.output["new_tokens"] < 12
     assert chat.output["finish_reason"] == "stop"
     assert failed.error.code == "too_long"
     assert "8" in prompt.output["text"]
@@ -122,7 +138,7 @@ def test_a_worker_generates(speaking: Client) -> None:
     assert prompt.output["new_tokens"] == 12
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.verify
 def test_a_long_generation_is_cancelled_between_its_steps(
     running_mill: Mill, speaking: Client, eventually: Callable[..., None]
 ) -> None:

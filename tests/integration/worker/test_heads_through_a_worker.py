@@ -14,10 +14,21 @@ from tests.conformance import ODD, scores_by
 from tests.models import changed, model_spec
 from worker.engines.classify import ClassifyEngine
 
+LEAST = {"tiny": 0.0, "real": 0.6}
+"""How many of a model's first answers have to be right: a tiny one has learned nothing."""
+
+
+@pytest.fixture(scope="module", params=["tiny", pytest.param("real", marks=pytest.mark.verify)])
+def size(request: pytest.FixtureRequest) -> str:
+    """Of the models."""
+    found: str = request.param
+    return found
+
 
 @pytest.fixture(scope="module")
-def poisoned(classifier: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def poisoned(size: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The classifier, whose vector of one word is NaN."""
+    classifier = request.getfixturevalue("real_classifier" if size == "real" else "classifier")
     folder = changed(classifier, tmp_path_factory.mktemp("poisoned"), {}, weights=False)
     weights = load_file(classifier / "model.safetensors")
     [token] = AutoTokenizer.from_pretrained(classifier)(ODD, add_special_tokens=False)["input_ids"]
@@ -30,7 +41,7 @@ def code_of(result: Result) -> str | None:
     return result.error and result.error.code
 
 
-def test_texts_become_labels(client: Client, poisoned: Path) -> None:
+def test_texts_become_labels(client: Client, size: str, poisoned: Path) -> None:
     client.models.add("packages", str(poisoned), task="classify")
     examples = held_back(labelled())
     long = "one more word " * 600
@@ -39,7 +50,7 @@ def test_texts_become_labels(client: Client, poisoned: Path) -> None:
     assert [code_of(result) for result in results] == [None] * (len(examples) + 1) + ["non_finite"]
     assert [result.truncated for result in results[:-1]] == [False] * len(examples) + [True]
     right = [r.output[0]["label"] == example.label for r, example in zip(results, examples, strict=False)]
-    assert sum(right) > 0.6 * len(right)
+    assert sum(right) > LEAST[size] * len(right)
     engine = ClassifyEngine.load(model_spec(engine="classify", task="classify"), poisoned, "cpu")
     numbers = scores_by("label")
     for result, text in zip(results[:10], texts, strict=False):
@@ -55,7 +66,8 @@ def test_texts_become_labels(client: Client, poisoned: Path) -> None:
         assert entry["score"] == pytest.approx(whole.output[0]["score"], abs=1e-5)
 
 
-def test_documents_are_ranked(client: Client, reranker: Path) -> None:
+def test_documents_are_ranked(client: Client, size: str, request: pytest.FixtureRequest) -> None:
+    reranker = request.getfixturevalue("real_reranker" if size == "real" else "reranker")
     client.models.add("relevance", str(reranker), task="rerank")
     examples = held_back(matches())[:30]
     documents = [example.document for example in examples]
@@ -63,7 +75,7 @@ def test_documents_are_ranked(client: Client, reranker: Path) -> None:
     whole = {"query": examples[0].query, "documents": documents * 5}
     results = [*client.submit("relevance", [*rankings, whole]).wait(timeout=120).results()]
     assert [code_of(result) for result in results] == [None] * 31
-    assert sum(result.output[0]["index"] for result in results[:-1]) > 19
+    assert sum(result.output[0]["index"] for result in results[:-1]) > LEAST[size] * 30
     scores = [entry["score"] for entry in results[-1].output]
     assert scores == sorted(scores, reverse=True)
     assert sorted(entry["index"] for entry in results[-1].output) == list(range(150))

@@ -74,7 +74,7 @@ class Case:
 
 
 def folder_of(kind: Kind, size: str, request: pytest.FixtureRequest) -> Path:
-    folder: Path = request.getfixturevalue(f"tiny_{kind.folder}" if size == "tiny" else kind.folder)
+    folder: Path = request.getfixturevalue(f"real_{kind.folder}" if size == "real" else kind.folder)
     return folder
 
 

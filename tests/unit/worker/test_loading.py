@@ -149,9 +149,9 @@ def many_switches():
 
 
 @pytest.mark.usefixtures("many_switches")
-def test_models_that_load_at_once_do_not_mix_their_dtypes() -> None:
+def test_models_that_load_at_once_do_not_mix_their_dtypes(encoder: Path) -> None:
     def dtypes(quantization: Quantization) -> set[torch.dtype]:
-        return {p.dtype for _ in range(10) for p in load_module(MINILM, quantization, "cpu").parameters()}
+        return {p.dtype for _ in range(10) for p in load_module(encoder, quantization, "cpu").parameters()}
 
     before = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     with ThreadPoolExecutor(2) as threads:
@@ -162,15 +162,15 @@ def test_models_that_load_at_once_do_not_mix_their_dtypes() -> None:
 
 
 @pytest.mark.usefixtures("many_switches")
-def test_a_pass_never_sees_another_models_dtype() -> None:
+def test_a_pass_never_sees_another_models_dtype(encoder: Path) -> None:
     """While a model of bf16 loads, torch makes that the dtype of whatever names none, in every thread."""
-    module = load_module(MINILM, Quantization.NONE, "cpu")
+    module = load_module(encoder, Quantization.NONE, "cpu")
     stop = threading.Event()
     seen = set()
 
     def load() -> None:
         while not stop.is_set():
-            load_module(MINILM, Quantization.BF16, "cpu")
+            load_module(encoder, Quantization.BF16, "cpu")
 
     def watch(*_: object) -> None:
         for _ in range(20_000):

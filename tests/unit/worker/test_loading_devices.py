@@ -22,6 +22,7 @@ from worker.layout import Layout, OffloadFolder, input_device
 from worker.loading import load_module, weight_bytes
 
 HALF_OF_SMOLLM2 = 165_000_000
+HALF_OF_A_TINY_ONE = 600_000
 HALF_OF_MINILM = 60_000_000
 """Bytes on the CPU, where the largest of the layers that are read from the disk has to find room as well."""
 IDS = torch.tensor([[101, 2023, 2003, 1037, 3231, 102]])
@@ -33,19 +34,29 @@ def parts(tmp_path: Path) -> Any:
     return load_module(MINILM, Quantization.NONE, Layout({"cpu": HALF_OF_MINILM}, tmp_path / "offload"))
 
 
-def test_a_language_model_in_parts_says_the_same(smollm2: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("model", "half"),
+    [
+        ("language_model", HALF_OF_A_TINY_ONE),
+        pytest.param("real_smollm2", HALF_OF_SMOLLM2, marks=pytest.mark.verify),
+    ],
+)
+def test_a_language_model_in_parts_says_the_same(
+    model: str, half: int, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue(model)
     spec = model_spec(task="generate", engine="generate", quantization="bf16")
     params = parse_params("generate", {"max_new_tokens": 8})
     prompts = ["The capital of France is", "def fibonacci(n):", "Once upon a time, in a"]
 
     def said(device: str | Layout) -> list[Any]:
-        engine = GenerateEngine.load(spec, smollm2, device)
+        engine = GenerateEngine.load(spec, folder, device)
         if isinstance(device, Layout):
             assert set(engine._module.hf_device_map.values()) == {"cpu", "disk"}
-            assert engine.memory_bytes < HALF_OF_SMOLLM2
+            assert engine.memory_bytes < half
         return list(engine.run(engine.prepare(prompts, params).rows, params))
 
-    assert said(Layout({"cpu": HALF_OF_SMOLLM2}, tmp_path)) == said("cpu")
+    assert said(Layout({"cpu": half}, tmp_path)) == said("cpu")
 
 
 def test_vectors_of_an_encoder_in_parts_are_the_same(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

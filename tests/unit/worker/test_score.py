@@ -44,6 +44,7 @@ def test_tokens_are_told_where_they_are_asked_for(engine: ScoreEngine) -> None:
 def test_few_logits_are_held_at_a_time(engine: ScoreEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = engine.prepare([text for text in sentences(200)[::20] if len(text) > 20], PARAMS).rows
     at_once = engine._likelihoods(rows)
+    words = engine._module.config.vocab_size
     held: list[int] = []
     calls: list[int] = []
     forward = engine._module.forward
@@ -55,11 +56,11 @@ def test_few_logits_are_held_at_a_time(engine: ScoreEngine, monkeypatch: pytest.
 
     monkeypatch.setattr(engine._module, "forward", spied)
     monkeypatch.setattr(engine, "checkpoint", lambda: calls.append(1))
-    monkeypatch.setattr(engine, "_logits", 3 * len(rows) * 49152)
+    monkeypatch.setattr(engine, "_logits", 3 * len(rows) * words)
     parts = engine._likelihoods(rows)
     for row, one, other in zip(rows, at_once, parts, strict=True):
         np.testing.assert_allclose(one[: len(row) - 1], other[: len(row) - 1], rtol=1e-5, atol=1e-5)
-    assert max(held) == 3 * len(rows) * 49152
+    assert max(held) == 3 * len(rows) * words
     assert len(calls) == len(held) - 1 >= 3
 
 

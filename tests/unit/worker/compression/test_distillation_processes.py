@@ -9,15 +9,15 @@ import pytest
 from contracts.errors import CompressionFailed
 from contracts.names import Task
 from contracts.recipes import Distill
-from tests.distilling import distillation, order, save_small, teacher_outputs, texts
+from tests.distilling import distillation, order, save_layers, teacher_outputs, texts
 from worker.compression.distillation import run
 from worker.compression.distillation.processes import in_processes
 from worker.compression.order import Order, Outcome, Progress
 
 
 @pytest.fixture(scope="module")
-def embeddings(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Order]:
-    model = save_small(tmp_path_factory.mktemp("encoder"), (0, 5))
+def embeddings(encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Order]:
+    model = save_layers(encoder, tmp_path_factory.mktemp("encoder"), (0, 5))
     inputs = texts(64)
     teacher = teacher_outputs(model, Task.EMBED, inputs)
     return lambda folder: order(folder, model, inputs, teacher=teacher)

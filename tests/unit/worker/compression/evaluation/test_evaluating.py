@@ -16,16 +16,19 @@ from benchmarks.texts import sentences
 from contracts.errors import CompressionFailed
 from contracts.names import Quantization, Task
 from contracts.recipes import Accept, parse_recipe
+from tests.graphs import cut
 from tests.measuring import serve_small
-from tests.models import MINILM, model_spec, variant
-from tests.steps import loaded, run_step
-from worker.compression.artifacts import save
+from tests.models import model_spec
+from tests.steps import run_step
 from worker.compression.evaluation import Artifact, Evaluated, EvaluationOrder, evaluate, evaluating, judge, measurement
+from worker.engines.classify import ClassifyEngine
 from worker.engines.embed import EmbedEngine
 from worker.loading import load_tokenizer
 
 NF4 = {"step": "quantize", "method": "nf4"}
-MAGNITUDE = {"step": "prune", "method": "magnitude", "keep_ratio": 0.6}
+MAGNITUDE = {"step": "prune", "method": "magnitude", "keep_ratio": 0.8}
+LINEAR = 2 * (4 * 64 * 64 + 2 * 64 * 128)
+"""Weights that it prunes."""
 Evaluate = Callable[..., Evaluated]
 
 
@@ -56,13 +59,9 @@ def order_of(
 
 
 @pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MiniLM with its first two layers."""
-    config = json.loads((MINILM / "config.json").read_text()) | {"num_hidden_layers": 2}
-    source = variant(tmp_path_factory.mktemp("source"), {"config.json": config})
-    destination = tmp_path_factory.mktemp("encoder")
-    save(loaded(source), source, destination)
-    return destination
+def encoder(encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its first two layers."""
+    return cut(encoder, tmp_path_factory.mktemp("encoder"), layers=2)
 
 
 @pytest.fixture
@@ -112,7 +111,7 @@ def test_an_encoder_from_its_rows_to_its_figures(encoder: Path, tmp_path: Path) 
     assert parent.measurement is not None
     assert result.measurement is not None
     assert result.measurement.size_bytes == result.size_bytes
-    assert result.measurement.nonzeros < 0.93 * result.measurement.parameters
+    assert result.measurement.nonzeros < result.measurement.parameters - 0.19 * LINEAR
     # The last step that treats layers.
     assert [layer.layer for layer in found.sensitivity] == [f"encoder.layer.{number}" for number in range(2)]
     assert {layer.step for layer in found.sensitivity} == {2}
@@ -124,13 +123,17 @@ def test_an_encoder_from_its_rows_to_its_figures(encoder: Path, tmp_path: Path) 
 
 @pytest.mark.usefixtures("unmeasured")
 def test_a_classifier_with_labels(classifier: Path, tmp_path: Path) -> None:
-    examples = held_back(labelled())
-    rows: list[dict[str, Any]] = [{"input": e.text, "label": e.label} for e in examples]
+    texts = [example.text for example in held_back(labelled())]
+    engine = ClassifyEngine.load(model_spec(task="classify", engine="classify"), classifier, "cpu")
+    outputs: list[Any] = list(engine.run(engine.prepare(texts, {}).rows, {"top_k": 2}))
+    # Every seventh text has the label that the model takes for the second best.
+    labels = [output[i % 7 == 0]["label"] for i, output in enumerate(outputs)]
+    rows: list[dict[str, Any]] = [{"input": text, "label": label} for text, label in zip(texts, labels, strict=True)]
     rows += [{"input": "no label at all"}, {"input": "a label of its own", "label": "cooking"}]
     found = evaluate(order_of(tmp_path, classifier, Task.CLASSIFY, [MAGNITUDE], rows), lambda *_: None)
     parent, result = found.stages
     assert parent.fidelity["agreement"] == 1
-    assert parent.quality["accuracy"] > 0.75
+    assert parent.quality["accuracy"] == pytest.approx(6 / 7, abs=0.02)
     assert result.quality["accuracy"] > 0.5
     assert 0 < result.quality["macro_f1"] < 1
     assert 0.5 < result.fidelity["fidelity"] < 1
@@ -138,8 +141,8 @@ def test_a_classifier_with_labels(classifier: Path, tmp_path: Path) -> None:
     assert result.loss is not None
     assert result.loss > parent.loss > 0.1
     [note] = [note for note in found.notes if "labels" in note]
-    assert note.startswith(f"1 of {len(examples) + 1} labels are none of the model's, such as 'cooking'")
-    assert len(found.sensitivity) == 6
+    assert note.startswith(f"1 of {len(texts) + 1} labels are none of the model's, such as 'cooking'")
+    assert len(found.sensitivity) == 2
 
 
 @pytest.mark.usefixtures("unmeasured")
@@ -237,8 +240,8 @@ def test_rows_of_which_none_can_be_computed(encoder: Path, tmp_path: Path) -> No
     ("content", "message"),
     [("", "there is no row"), ('{"input": "a"}\nnot JSON\n', "line 2: expected"), ("[1]\n", "line 1: expected")],
 )
-def test_rows_that_are_none(content: str, message: str, tmp_path: Path) -> None:
-    order = order_of(tmp_path, MINILM, Task.EMBED, [], [])
+def test_rows_that_are_none(encoder: Path, content: str, message: str, tmp_path: Path) -> None:
+    order = order_of(tmp_path, encoder, Task.EMBED, [], [])
     (tmp_path / "rows.jsonl").write_text(content)
     with pytest.raises(CompressionFailed, match=message):
         evaluate(order, _quiet)

@@ -9,7 +9,6 @@ from benchmarks.texts import sentences
 from contracts.errors import CompressionFailed
 from contracts.names import Quantization, Task
 from tests.measuring import serve_small
-from tests.models import MINILM
 from tests.steps import run_step
 from worker.compression.evaluation import measurement
 from worker.compression.evaluation.measuring import Subject
@@ -27,20 +26,33 @@ def subject(folder: Path, rows: Path, quantization: Quantization = Quantization.
     return Subject(Artifact(folder.name, folder, quantization), Task.EMBED, "embed", rows)
 
 
-def test_before_and_after(tmp_path: Path, rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("model", "share", "faster"),
+    [("encoder", 0.8, 1.0), pytest.param("real_encoder", 0.7, 1.3, marks=pytest.mark.verify)],
+)
+def test_before_and_after(
+    model: str,
+    share: float,
+    faster: float,
+    tmp_path: Path,
+    rows: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:
     """The parent against one whose layers have a quarter of their heads and neurons, and so are faster."""
+    encoder = request.getfixturevalue(model)
     monkeypatch.setattr(measurement, "LATENCY_SECONDS", 0.3)
     monkeypatch.setattr(measurement.measuring, "serve", serve_small)
-    run_step({"step": "prune", "method": "structured", "keep_ratio": 0.25}, MINILM, tmp_path / "quarter")
+    run_step({"step": "prune", "method": "structured", "keep_ratio": 0.25}, encoder, tmp_path / "quarter")
     told: list[float] = []
     (before, after), spread = measurement.measure(
-        [subject(MINILM, rows), subject(tmp_path / "quarter", rows)], told.append
+        [subject(encoder, rows), subject(tmp_path / "quarter", rows)], told.append
     )
     assert told == sorted(told)
     assert told[-1] == 1
-    assert after.parameters < 0.7 * before.parameters
-    assert after.size_bytes < 0.7 * before.size_bytes
-    assert after.throughput > 1.3 * before.throughput
+    assert after.parameters < share * before.parameters
+    assert after.size_bytes < share * before.size_bytes
+    assert after.throughput > faster * before.throughput
     for found in (before, after):
         assert 0 < found.latency_p50 <= found.latency_p95 < 5
         assert found.tokens_per_second > 3 * found.throughput
@@ -48,7 +60,9 @@ def test_before_and_after(tmp_path: Path, rows: Path, monkeypatch: pytest.Monkey
         assert 0 < found.load_seconds < 60
         # The weights, and not the libraries, of which there are several hundred megabytes.
         assert 0.5 * 4 * found.parameters < found.memory_bytes < 4 * found.parameters + 150e6
-    assert after.memory_bytes < before.memory_bytes
+    # What is saved has to show among what the libraries take, now more and now less.
+    saved = 4 * (before.parameters - after.parameters)
+    assert after.memory_bytes < before.memory_bytes + (0 if saved > 20e6 else 20e6)
     assert spread >= 0
 
 
@@ -64,10 +78,10 @@ def test_a_model_that_cannot_be_loaded_is_named(tmp_path: Path, rows: Path) -> N
         measurement.measure([subject(tmp_path, rows)])
 
 
-def test_a_process_that_dies_is_told(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_dies_is_told(encoder: Path, rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measurement.measuring, "serve", exit_at_once)
     with pytest.raises(CompressionFailed, match="its process ended with 9, as one that runs out of memory does"):
-        measurement.measure([subject(MINILM, rows)])
+        measurement.measure([subject(encoder, rows)])
 
 
 def exit_at_once(*_: object) -> None:

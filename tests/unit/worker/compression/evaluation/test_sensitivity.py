@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from benchmarks.texts import sentences
 from contracts.names import Quantization, Task
 from contracts.recipes import parse_recipe
-from tests.models import MINILM, variant
+from tests.models import variant
 from worker.compression.evaluation import sensitivity
 from worker.compression.evaluation.order import Artifact, EvaluationOrder
 from worker.compression.evaluation.outputs import Outputs
@@ -28,10 +28,10 @@ def subject_of(folder: Path, step: dict[str, Any]) -> Subject:
     return Subject(1, parsed, Artifact("source", folder, Quantization.NONE), Task.EMBED, "embed")
 
 
-def test_a_layer_without_weights_loses_nothing(tmp_path: Path) -> None:
+def test_a_layer_without_weights_loses_nothing(encoder: Path, tmp_path: Path) -> None:
     """Where all weights of a layer are zero, pruning it changes nothing; of all others something."""
-    folder = variant(tmp_path, {})
-    weights = load_file(MINILM / "model.safetensors")
+    folder = variant(tmp_path, {}, encoder)
+    weights = load_file(encoder / "model.safetensors")
     for name, tensor in weights.items():
         if name.startswith("encoder.layer.2.") and ".LayerNorm." not in name:
             tensor.zero_()
@@ -46,7 +46,7 @@ def test_a_layer_without_weights_loses_nothing(tmp_path: Path) -> None:
     assert told == [pytest.approx(number / 6) for number in range(1, 7)]
 
 
-def test_time_and_layers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_and_layers_are_bounded(encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sensitivity, "LAYERS", 3)
     monkeypatch.setattr(sensitivity, "SECONDS", 0.001)
     computed: list[int] = []
@@ -57,12 +57,12 @@ def test_time_and_layers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         return compute(engine, payloads, task)
 
     monkeypatch.setattr(sensitivity, "compute", counted)
-    found = measure(subject_of(MINILM, NF4), sentences(100))
+    found = measure(subject_of(encoder, NF4), sentences(100))
     assert [layer.layer for layer in found] == [f"encoder.layer.{number}" for number in (0, 2, 5)]
     assert computed == [64, 8, 8, 8, 8]
 
 
-def test_a_layer_that_loses_rows_is_lowered(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_layer_that_loses_rows_is_lowered(encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows that only the untreated model computes count as lost; a layer that loses all bears nothing."""
     monkeypatch.setattr(sensitivity, "LAYERS", 3)
     compute = sensitivity.compute
@@ -72,9 +72,9 @@ def test_a_layer_that_loses_rows_is_lowered(monkeypatch: pytest.MonkeyPatch) -> 
         found = compute(engine, payloads, task)
         return Outputs({row: found.values[row] for row in range(next(kept))}, {})
 
-    whole = [layer.fidelity for layer in measure(subject_of(MINILM, NF4), sentences(12))]
+    whole = [layer.fidelity for layer in measure(subject_of(encoder, NF4), sentences(12))]
     monkeypatch.setattr(sensitivity, "compute", losing)
-    found = [layer.fidelity for layer in measure(subject_of(MINILM, NF4), sentences(12))]
+    found = [layer.fidelity for layer in measure(subject_of(encoder, NF4), sentences(12))]
     assert found == [pytest.approx(whole[0]), pytest.approx(whole[1] / 2, rel=0.02), 0.0]
 
 
@@ -87,7 +87,9 @@ def test_evenly() -> None:
 @pytest.mark.parametrize(
     ("steps", "number"), [([MAGNITUDE, NF4], 2), ([MAGNITUDE, EXPORT, INT8], 1), ([EXPORT, INT8], None)]
 )
-def test_the_last_step_on_torch_weights(steps: list[dict[str, Any]], number: int | None, tmp_path: Path) -> None:
+def test_the_last_step_on_torch_weights(
+    encoder: Path, steps: list[dict[str, Any]], number: int | None, tmp_path: Path
+) -> None:
     artifacts = []
     for place, step in enumerate(steps, 1):
         folder = tmp_path / str(place)
@@ -98,7 +100,7 @@ def test_the_last_step_on_torch_weights(steps: list[dict[str, Any]], number: int
     order = EvaluationOrder(
         task=Task.EMBED,
         engine="embed",
-        parent=Artifact("parent", MINILM, Quantization.NONE),
+        parent=Artifact("parent", encoder, Quantization.NONE),
         artifacts=tuple(artifacts),
         recipe=parse_recipe(steps),
         scratch=tmp_path,
@@ -109,8 +111,8 @@ def test_the_last_step_on_torch_weights(steps: list[dict[str, Any]], number: int
         assert found.source == (order.parent, *order.artifacts)[found.number - 1]
 
 
-def test_the_model_on_disk_is_not_touched() -> None:
-    before = torch.as_tensor(load_file(MINILM / "model.safetensors")["encoder.layer.0.output.dense.weight"])
-    measure(subject_of(MINILM, MAGNITUDE), sentences(4))
-    after = load_file(MINILM / "model.safetensors")["encoder.layer.0.output.dense.weight"]
+def test_the_model_on_disk_is_not_touched(encoder: Path) -> None:
+    before = torch.as_tensor(load_file(encoder / "model.safetensors")["encoder.layer.0.output.dense.weight"])
+    measure(subject_of(encoder, MAGNITUDE), sentences(4))
+    after = load_file(encoder / "model.safetensors")["encoder.layer.0.output.dense.weight"]
     assert torch.equal(before, after)

@@ -14,7 +14,7 @@ from contracts.errors import CompressionFailed, ModelLoadFailed
 from contracts.names import Quantization, Task
 from contracts.recipes import Export
 from tests.graphs import cut, exported, run
-from tests.models import MINILM, SMOLLM2, model_spec
+from tests.models import model_spec
 from worker.compression.artifacts import KINDS, save
 from worker.compression.steps import export
 from worker.engines.embed import EmbedEngine
@@ -25,9 +25,9 @@ from worker.onnx import GRAPH, OnnxModule
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small(encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The first layer of MiniLM."""
-    return cut(MINILM, tmp_path_factory.mktemp("small"))
+    return cut(encoder, tmp_path_factory.mktemp("small"))
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_the_graph_has_dynamic_axes_and_one_output(small_graph: Path) -> None:
     assert shapes == {
         "input_ids": ["texts", "tokens"],
         "attention_mask": ["texts", "tokens"],
-        "last_hidden_state": ["texts", "tokens", 384],
+        "last_hidden_state": ["texts", "tokens", 64],
     }
 
 
@@ -176,7 +176,7 @@ def test_a_language_model_tells_the_same_likelihoods(language_model: Path, tmp_p
     assert len(calls) == 9
 
 
-def test_a_gguf_file_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gguf_file_is_unpacked(speaker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: Any = export.load_module
 
     def first_layer(*arguments: Any) -> Any:
@@ -186,22 +186,19 @@ def test_a_gguf_file_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         return module
 
     monkeypatch.setattr(export, "load_module", first_layer)
-    source = tmp_path / "gguf"
-    source.mkdir()
-    (source / SMOLLM2.name).symlink_to(SMOLLM2)
-    folder, outcome = run(Export(), source, tmp_path / "graph", Task.SCORE)
-    assert any("unpacked from SmolLM2" in note for note in outcome.notes)
+    folder, outcome = run(Export(), speaker.parent, tmp_path / "graph", Task.SCORE)
+    assert any("unpacked from speaker" in note for note in outcome.notes)
     module = load_model(folder, Quantization.NONE, "cpu", KINDS[Task.SCORE])
     assert isinstance(module, OnnxModule)
 
 
-def test_generating_is_refused(tmp_path: Path) -> None:
+def test_generating_is_refused(encoder: Path, tmp_path: Path) -> None:
     with pytest.raises(CompressionFailed, match="does not generate here"):
-        exported(MINILM, tmp_path, Task.GENERATE)
+        exported(encoder, tmp_path, Task.GENERATE)
 
 
-def test_quantized_weights_are_refused(tmp_path: Path) -> None:
-    load_module(MINILM, Quantization.NF4, "cpu").save_pretrained(tmp_path / "nf4")
+def test_quantized_weights_are_refused(encoder: Path, tmp_path: Path) -> None:
+    load_module(encoder, Quantization.NF4, "cpu").save_pretrained(tmp_path / "nf4")
     with pytest.raises(ModelLoadFailed, match="stored as nf4"):
         exported(tmp_path / "nf4", tmp_path / "out")
 

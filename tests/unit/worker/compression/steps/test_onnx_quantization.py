@@ -10,16 +10,16 @@ from contracts.errors import CompressionFailed
 from contracts.names import Quantization, Task
 from contracts.recipes import Quantize
 from tests.graphs import cut, exported, quantized, run
-from tests.models import MINILM, model_spec
+from tests.models import model_spec
 from worker.engines.embed import EmbedEngine
 from worker.onnx import GRAPH
 
 
 @pytest.fixture(scope="module")
-def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def graph(encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of the first layer of MiniLM."""
     folder = tmp_path_factory.mktemp("small")
-    return exported(cut(MINILM, folder / "cut"), folder)
+    return exported(cut(encoder, folder / "cut"), folder)
 
 
 def vectors(folder: Path, quantization: str, texts: list[str]) -> np.ndarray:
@@ -30,9 +30,13 @@ def vectors(folder: Path, quantization: str, texts: list[str]) -> np.ndarray:
     return np.concatenate([engine.run(rows[start : start + 16], {}) for start in range(0, len(rows), 16)])
 
 
-def test_a_quarter_of_the_bytes_and_nearly_the_same_vectors(onnx_embedder: Path, onnx_int8_embedder: Path) -> None:
+@pytest.mark.parametrize("size", ["", pytest.param("real_", marks=pytest.mark.verify)], ids=["tiny", "real"])
+def test_a_quarter_of_the_bytes_and_nearly_the_same_vectors(size: str, request: pytest.FixtureRequest) -> None:
+    onnx_embedder: Path = request.getfixturevalue(f"{size}onnx_embedder")
+    onnx_int8_embedder: Path = request.getfixturevalue(f"{size}onnx_int8_embedder")
+    encoder: Path = request.getfixturevalue(f"{size}encoder")
     before, after = ((folder / GRAPH).stat().st_size for folder in (onnx_embedder, onnx_int8_embedder))
-    assert after <= 0.30 * (MINILM / "model.safetensors").stat().st_size
+    assert after <= 0.30 * (encoder / "model.safetensors").stat().st_size
     assert after <= 0.30 * before
     texts = stdlib_docstrings(8000 // 2)[::40]
     cosines = (vectors(onnx_embedder, "none", texts) * vectors(onnx_int8_embedder, "int8", texts)).sum(1)
