@@ -39,7 +39,8 @@ demo: $(VENV)/.demo
 
 # What measures nothing runs side by side, with a thread for each model; what holds processes to times runs by itself.
 test: $(VENV)/.test debian
-	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --quiet --numprocesses 3 --dist loadfile -m "not alone and not verify" tests
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --quiet --numprocesses 3 --dist loadfile \
+	    --no-loadscope-reorder -m "not alone and not verify" tests
 	@$(VENV)/bin/python -m pytest -m "alone and not verify" tests/acceptance tests/faults
 
 # One after the other: some of it holds processes to times. Each test has a small twin in `make test`.

@@ -1,4 +1,7 @@
-"""Every fenced block of the README and the docs is run, page by page, or says above itself why it is not."""
+"""Every fenced block of the README and the docs is run, page by page, or says above itself why it is not.
+
+All are run with tiny models, and, marked `verify`, with the real ones that pages speak of.
+"""
 
 import re
 import shutil
@@ -9,6 +12,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from benchmarks.weights import MINILM, SMOLLM2
 from producer import Client
 from tests.conftest import wait_until
 from tests.docs.blocks import PAGES, ROOT, Block, blocks_of
@@ -17,10 +21,13 @@ from tests.docs.world import REVIEWS, World
 BLOCKS = {str(page.relative_to(ROOT)): list(blocks_of(page)) for page in PAGES}
 
 
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
+@pytest.fixture(scope="module", params=["tiny", pytest.param("real", marks=pytest.mark.verify)])
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
     folder = Path(tempfile.mkdtemp(prefix="bm-"))
-    world = World(folder)
+    if request.param == "real":
+        world = World(folder, MINILM, SMOLLM2)
+    else:
+        world = World(folder, request.getfixturevalue("encoder"), request.getfixturevalue("speaker"))
     with pytest.MonkeyPatch.context() as patch:
         for name, value in world.environment.items():
             patch.setenv(name, value)
@@ -32,7 +39,6 @@ def world() -> Iterator[World]:
     shutil.rmtree(folder)
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", [name for name, blocks in BLOCKS.items() if any(not b.not_run for b in blocks)])
 def test_the_examples_of_a_page_run(page: str, world: World) -> None:
     with world.page(page) as here:

@@ -1,4 +1,4 @@
-"""Where examples run: one embedded stack with real models, and for each page a folder with the files that it names."""
+"""Where examples run: one embedded stack with its models, and for each page a folder with the files that it names."""
 
 import ast
 import json
@@ -19,7 +19,6 @@ import pytest
 import yaml
 
 from benchmarks.texts import stdlib_docstrings
-from benchmarks.weights import MINILM, SMOLLM2
 from contracts.settings import Settings
 from contracts.states import TERMINAL_JOB_STATES
 from producer import Client
@@ -30,6 +29,8 @@ from tests.docs.blocks import Block
 RECEIVER = "https://reports.invalid/hooks"
 LONG = 4_000
 """Texts of a job that is still at work when several commands have been given about it."""
+SLOW = "fake:?dimensions=4&item_delay=0.05"
+"""The model of that job: it takes minutes by itself, however fast the machine is."""
 REVIEWS = 50
 """Rows of the table that is scored every night."""
 
@@ -60,10 +61,12 @@ class World:
 
     Args:
         folder: Of a short path, as sockets live below it.
+        encoder: What pages call all-MiniLM-L6-v2.
+        speaker: What they call SmolLM2-135M-Instruct.Q4_1.gguf.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, encoder: Path, speaker: Path) -> None:
+        self.folder, self.encoder, self.speaker = folder, encoder, speaker
         self.environment = {
             "BATCHMILL_HOME": str(folder / "home"),
             "BATCHMILL_WEBHOOK_RETRY_SECONDS": "0.1",  # an endpoint that does not exist is given up at once
@@ -73,7 +76,8 @@ class World:
     def start(self) -> None:
         with Client() as client:
             for quantization in ("bf16", "nf4"):  # minilm@1, and minilm@2, which is the one that pages add
-                client.models.add("minilm", str(MINILM), quantization=quantization)
+                client.models.add("minilm", str(self.encoder), quantization=quantization)
+            client.models.add("slow", SLOW)
             with psycopg.connect(str(client.settings.database_url)) as database:
                 database.execute("CREATE TABLE reviews (id bigint PRIMARY KEY, title text, body text)")
                 for number, docstring in enumerate(stdlib_docstrings(REVIEWS), start=1):
@@ -112,8 +116,9 @@ class Page:
             "HOME": str(folder),  # what a command writes there is not the reader's own
             "DATABASE_URL": str(client.settings.database_url),
             "BROKER_URL": str(client.settings.broker_url),
-            "MODEL": str(MINILM),
+            "MODEL": str(world.encoder),
         }
+        self._world = world
         self._folder = folder
         self._client = client
         self._texts = texts
@@ -153,8 +158,10 @@ class Page:
         """What pages write where a reader puts something of his own: a pattern, and what stands for it here."""
         named = {"docs/how-to/webhooks.md": self._dead_delivery, "docs/how-to/watch.md": self._short_job}
         return {
-            r"(path/to|models)/all-MiniLM-L6-v2": str(MINILM),
-            r"(path/to|models)/SmolLM2-135M-Instruct\.Q4_1\.gguf": str(SMOLLM2),
+            r"(path/to|models)/all-MiniLM-L6-v2": str(self._world.encoder),
+            r"(path/to|models)/SmolLM2-135M-Instruct\.Q4_1\.gguf": str(self._world.speaker),
+            # The folder in the wheel is there; what is served is the world's.
+            r"(?m)(?<=\)/model)$": f'; test -f "$MODEL/config.json"; MODEL={self._world.encoder}',
             r"postgresql://[^\s\"]*…[^\s\"]*": lambda: self._database(block.language),
             r"amqps://\S*…\S*": '"$BROKER_URL"',
             r"(?<=METRICS_PORT=)\d+": "0",
@@ -174,7 +181,7 @@ class Page:
         return '"$DATABASE_URL"'  # not itself: its `&` means something to a shell
 
     def _long_job(self) -> str:
-        return str(self._client.submit("minilm", [f"again: {text}" for text in self._texts]).id)
+        return str(self._client.submit("slow", [f"again: {text}" for text in self._texts]).id)
 
     def _short_job(self) -> str:
         return str(self._client.submit("minilm", self._texts[:100]).id)
