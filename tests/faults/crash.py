@@ -1,6 +1,7 @@
-"""Exact points at which a process of the suite dies: the real functions, wrapped in that process alone.
+"""Exact points at which a process of the suite dies or freezes: the real functions, wrapped in that process alone.
 
-`FAULTS_CRASH=after_claim:3` ends a worker with SIGKILL right after its third claim was committed.
+`FAULTS_CRASH=after_claim:3` ends a worker with SIGKILL right after its third claim was committed; with `FAULTS_FREEZE`
+it stops itself there, until someone lets it go on.
 """
 
 import os
@@ -62,13 +63,14 @@ def wrap(module: str, path: str, change: Callable[[Callable[..., Any]], Callable
     setattr(owner, name, wraps(original)(change(original)))
 
 
-def arm(order: str, journal: Journal, held: Callable[[], list[str]] | None) -> None:
-    """Die at the n-th passage of a point, having written down which leases are held.
+def arm(order: str, journal: Journal, held: Callable[[], list[str]] | None, *, freeze: bool = False) -> None:
+    """Die at the n-th passage of a point, having written down which leases are held, or stop there.
 
     Args:
         order: `point:n`.
         journal: Where.
         held: The shards that the process holds; a passage counts only while it holds one. None for a client.
+        freeze: Whether it stops instead; who lets it go on writes down what was held.
     """
     name, _, count = order.partition(":")
     point = CrashPoint(name)
@@ -81,7 +83,11 @@ def arm(order: str, journal: Journal, held: Callable[[], list[str]] | None) -> N
             return
         with lock:
             left[0] -= 1
-            if left[0] == 0:
+            if left[0] != 0:
+                return
+            if freeze:
+                os.kill(os.getpid(), signal.SIGSTOP)
+            else:
                 journal.write(fault=str(point), process=int(os.environ["FAULTS_ORDINAL"]), held=leases)
                 os.kill(os.getpid(), signal.SIGKILL)
 

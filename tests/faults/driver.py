@@ -75,7 +75,7 @@ class Driver:
     def __init__(self, world: World, diet: Diet, *, allowance: float = ALLOWANCE) -> None:
         self.world = world
         self._diet = diet
-        self._allowance = allowance
+        self.allowance = allowance
         self.plans: dict[int, Plan] = {}
         self._forgotten: list[Plan] = []
         self._numbers = count()
@@ -235,7 +235,7 @@ class Driver:
             "SELECT coalesce(max(extract(epoch FROM not_before - now())), 0)::float AS rest FROM shards "
             "WHERE state = 'queued' AND not_before > now()"
         )
-        return float(2 * world.shape.lease + world.shape.tick + 2 * work + row.rest + self._allowance)
+        return float(2 * world.shape.lease + world.shape.tick + 2 * work + row.rest + self.allowance)
 
 
 def every_fault(driver: Driver) -> list[Fault]:

@@ -2,23 +2,30 @@
 
 It has one thread, so that forking is safe. Orders come as lines of JSON on standard input, answers leave on standard
 output: `{"born": pid}` for each order, `{"died": pid, "code": code}` for each child that it reaped. It ends, and its
-children with it, when its input closes. A child's code is negative when a signal ended it.
+children with it, when its input closes. A child's code is negative when a signal ended it. A child ends as any program
+does: it runs what is to run at the end, and waits for its threads.
 """
 
 import ctypes
 import json
 import os
+import random
 import selectors
 import signal
 import subprocess
 import sys
-import traceback
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
+START_SECONDS = 120.0
+"""How long it may take to import everything, which comes before the first birth."""
+END_SECONDS = 20.0
+"""How long a child may take to be reaped once it was killed."""
 
 
 class Process:
@@ -49,16 +56,20 @@ class Process:
 
 
 class Nursery:
-    """The driver's end: forks children of any role, and learns how they ended."""
+    """The driver's end: forks children of any role, and learns how they ended.
 
-    def __init__(self, logs: Path) -> None:
-        self._logs = logs
+    Args:
+        module: A program that calls `serve` with the roles that there are.
+    """
+
+    def __init__(self, module: str = "tests.faults.roles") -> None:
+        # A second thread, of numpy's or torch's arithmetic, would not survive a fork.
+        self._alone = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         self._popen = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.nursery"],
+            [sys.executable, "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            # A second thread, of numpy's arithmetic, would not survive a fork.
-            env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+            env=os.environ | self._alone,
         )
         assert self._popen.stdout is not None
         self._answers = selectors.DefaultSelector()
@@ -69,16 +80,17 @@ class Nursery:
         self._living: dict[int, Process] = {}
         self._born = 0
 
-    def fork(self, role: str, environment: Mapping[str, str]) -> Process:
-        """A new process of a role of `tests.faults.roles`."""
+    def fork(self, role: str, environment: Mapping[str, str], logs: Path) -> Process:
+        """A new process of one of the roles, with these variables besides our own, and a log in that folder."""
         self._born += 1
-        log = self._logs / f"{self._born:05d}-{role}.log"
-        order = {"role": role, "log": str(log), "environment": {**environment, "FAULTS_ORDINAL": str(self._born)}}
+        log = logs / f"{self._born:05d}-{role}.log"
+        whole = {**os.environ, **self._alone, **environment, "FAULTS_ORDINAL": str(self._born)}
+        order = {"role": role, "log": str(log), "environment": whole}
         assert self._popen.stdin is not None
         self._popen.stdin.write(json.dumps(order).encode() + b"\n")
         self._popen.stdin.flush()
         while True:
-            answers = self._read(10.0)
+            answers = self._read(START_SECONDS)
             self._early += [answer for answer in answers if "died" in answer]
             for answer in answers:
                 if "born" in answer:
@@ -96,6 +108,17 @@ class Nursery:
             died.append(process)
         self._early.clear()
         return died
+
+    def clear(self) -> None:
+        """Kill every child that still runs, and wait until none is left."""
+        for process in self._living.values():
+            process.send(signal.SIGKILL)
+        deadline = time.monotonic() + END_SECONDS
+        while self._living:
+            self._early += self._read(0.1)
+            self.deaths()
+            if time.monotonic() > deadline:
+                raise TimeoutError("the nursery does not bury its children")
 
     def close(self) -> None:
         """End everything that still runs."""
@@ -115,13 +138,13 @@ class Nursery:
             if not chunk:
                 raise RuntimeError("the nursery ended; its error is on stderr")
             self._buffer += chunk
-        elif seconds:
+        elif seconds >= START_SECONDS:
             raise TimeoutError("the nursery does not answer")
         *lines, self._buffer = self._buffer.split(b"\n")
         return [json.loads(line) for line in lines]
 
 
-def _serve(roles: Mapping[str, Callable[[], int | None]]) -> None:
+def serve(roles: Mapping[str, Callable[[], int | None]]) -> None:
     """Fork for each order, and reap."""
     woken, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
@@ -165,35 +188,21 @@ def _answer(**answer: int) -> None:
     os.write(1, json.dumps(answer).encode() + b"\n")
 
 
-def _become(order: dict[str, object], roles: Mapping[str, Callable[[], int | None]]) -> None:
-    """What the child does instead of going on: it never returns."""
-    code = 1
-    try:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
-        signal.set_wakeup_fd(-1)
-        for handled in (signal.SIGCHLD, signal.SIGINT):
-            signal.signal(handled, signal.SIG_DFL)
-        os.setsid()
-        log = os.open(str(order["log"]), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        null = os.open(os.devnull, os.O_RDONLY)
-        for source, target in ((null, 0), (log, 1), (log, 2)):
-            os.dup2(source, target)
-        environment = order["environment"]
-        assert isinstance(environment, dict)
-        os.environ.update(environment)
-        sys.argv = [str(order["role"])]
-        code = roles[str(order["role"])]() or 0
-    except SystemExit as left:
-        code = left.code if isinstance(left.code, int) else int(left.code is not None)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-
-if __name__ == "__main__":
-    from tests.faults.roles import ROLES
-
-    _serve(ROLES)
+def _become(order: dict[str, object], roles: Mapping[str, Callable[[], int | None]]) -> NoReturn:
+    """What the child does instead of going on."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.setsid()
+    log = os.open(str(order["log"]), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    null = os.open(os.devnull, os.O_RDONLY)
+    for source, target in ((null, 0), (log, 1), (log, 2)):
+        os.dup2(source, target)
+    environment = order["environment"]
+    assert isinstance(environment, dict)
+    os.environ.clear()
+    os.environ.update(environment)
+    random.seed()  # or all children would draw the same numbers
+    sys.argv = [str(order["role"])]
+    sys.exit(roles[str(order["role"])]() or 0)

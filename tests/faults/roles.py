@@ -4,7 +4,6 @@ Production code knows nothing of this: its functions are wrapped in these proces
 """
 
 import os
-import random
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -19,7 +18,7 @@ import worker.beat
 import worker.engines.fake
 import worker.hardware
 import worker.webhooks.__main__
-from tests.faults import controls, crash, receiver, submitting
+from tests.faults import controls, crash, nursery, receiver, submitting
 from tests.faults.ledger import Act, EngineLedger, Journal
 from worker.hardware import Hardware
 
@@ -44,7 +43,6 @@ DEVICE = "suite"
 
 def _prepare() -> Journal:
     """What every role does first."""
-    random.seed()  # or all children would draw the same numbers
     for control in filter(None, os.environ.get("FAULTS_CONTROL", "").split(",")):
         controls.CONTROLS[control]()
     if clock := float(os.environ.get("FAULTS_CLOCK", "0")):
@@ -59,8 +57,9 @@ def work() -> int:
     worker.hardware.detect = lambda settings: Hardware("cpu", DEVICE, 2**33)
     leases: dict[int, str] = {}
     _note_leaving(leases)
-    if order := os.environ.get("FAULTS_CRASH"):
-        crash.arm(order, journal, lambda: list(leases.values()))
+    for variable, freeze in (("FAULTS_CRASH", False), ("FAULTS_FREEZE", True)):
+        if order := os.environ.get(variable):
+            crash.arm(order, journal, lambda: list(leases.values()), freeze=freeze)
     _keep_ledger(EngineLedger(Path(os.environ["FAULTS_LEDGERS"]), int(os.environ["FAULTS_ORDINAL"])), leases)
     return worker.__main__.main()
 
@@ -150,3 +149,6 @@ ROLES: dict[str, Callable[[], int | None]] = {
     "webhooks": webhooks,
     "receiver": receiver.main,
 }
+
+if __name__ == "__main__":
+    nursery.serve(ROLES)

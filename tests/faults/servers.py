@@ -89,23 +89,36 @@ class SmallDisk:
 
 
 class Database:
-    """The run's Postgres; where the kernel allows it, results live on a small disk."""
+    """The run's Postgres, with one database; where the kernel allows it, results live on a small disk."""
 
     def __init__(self, home: Path, disk_megabytes: int) -> None:
         layout = Layout.of(home).prepare()
         postgres = Postgres(layout)
-        self.url = postgres.url
+        self._server_url = postgres.url
+        self.url = self._of("world")
         self.disk = SmallDisk(home / "disk", disk_megabytes)
         program = postgres.program
         if self.disk.works:
             program = replace(program, command=(*self.disk.prefix, *program.command))
         self.server = Server(program, layout, postgres.listens)
         postgres.create_database()
-        schema.upgrade(self.url)
+        self._order("CREATE DATABASE template")
+        schema.upgrade(self._of("template"))
         if self.disk.works:
-            with psycopg.connect(self.url, autocommit=True) as connection:
-                connection.execute(f"CREATE TABLESPACE small LOCATION '{self.disk.folder}'")
-                connection.execute("ALTER TABLE results SET TABLESPACE small")
+            self._order(f"CREATE TABLESPACE small LOCATION '{self.disk.folder}'")
+            self._order("ALTER TABLE results SET TABLESPACE small", "template")
+
+    def renew(self) -> None:
+        """An empty database in the place of the one before."""
+        self._order("DROP DATABASE IF EXISTS world WITH (FORCE)")
+        self._order("CREATE DATABASE world TEMPLATE template STRATEGY wal_log")
+
+    def _of(self, name: str) -> str:
+        return self._server_url.replace("/batchmill?", f"/{name}?")
+
+    def _order(self, statement: str, name: str = "batchmill") -> None:
+        with psycopg.connect(self._of(name), autocommit=True) as connection:
+            connection.execute(statement.encode())
 
     def stop(self) -> None:
         self.server.stop()

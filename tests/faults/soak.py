@@ -19,6 +19,7 @@ from typing import Any
 from tests.faults import report, strikes
 from tests.faults.crash import CLIENT_POINTS, WORKER_POINTS
 from tests.faults.driver import Diet, Driver
+from tests.faults.ground import Ground
 from tests.faults.strikes import (
     Backends,
     BrokerFreeze,
@@ -202,17 +203,16 @@ def soak(part: str, seed: int, scale: float, minutes: float, broker: str, home: 
     """Run a part; what there is to report of it."""
     begun = time.monotonic()
     shape = Shape(
-        broker=broker,
         seed=seed,
         workers=5 if part == "workers" else 3,
         lease=1.5,
         tick=0.5,
         item_delay=0.0005,
         budget=2048,
-        disk_megabytes=1024,
     )
     found: dict[str, Any] = {"part": part, "seed": seed, "scale": scale, "broker": broker, "ended": "as planned"}
-    with World(home / "world", shape) as world:
+    ground = Ground(home / "ground", broker, disk_megabytes=1024)
+    with ground, World(home / "world", shape, ground) as world:
         running = PARTS[part](world, scale, begun + 60 * minutes)
         try:
             with _interruptible():

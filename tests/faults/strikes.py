@@ -11,6 +11,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
 
+import psutil
+
 from tests.faults import inputs
 from tests.faults.crash import CLIENT_POINTS, CrashPoint
 from tests.faults.ledger import read_journal
@@ -100,23 +102,17 @@ class Terminate(Fault):
 
 
 class Zombie(Fault):
-    """SIGSTOP for a lease and a half at least, then SIGCONT: it wakes up, and its leases are gone or someone else's.
-
-    Args:
-        outlived: Whether it sleeps on until someone else has closed its shards.
-    """
+    """SIGSTOP for a lease and a half at least, then SIGCONT: it wakes up, and its leases are gone or someone else's."""
 
     name = "zombie"
-
-    def __init__(self, *, outlived: bool = False) -> None:
-        self._outlived = outlived
 
     def strike(self, world: World) -> None:
         victim, held = _victim(world)
         victim.stopped = True
-        begun = time.monotonic()
-        if self._outlived and not world.wait(lambda: not world.open_among(held), PATIENCE):
-            raise AssertionError(f"nobody took over what a worker that stands still held: {held}")
+        self.sleep(world, victim, held, time.monotonic())
+
+    def sleep(self, world: World, victim: Process, held: list[str], begun: float) -> None:
+        """Write down which worker stands still since when with what, and let it go on in time."""
         seconds = world.rng.uniform(1.5, 2.5) * world.shape.lease - (time.monotonic() - begun)
 
         def wake() -> None:
@@ -126,6 +122,24 @@ class Zombie(Fault):
         until = time.monotonic() + max(seconds, 0)
         world.record(fault=self.name, process=victim.ordinal, held=held, began=begun, until=until)
         world.later(seconds, wake)
+
+
+class Outlived(Zombie):
+    """A worker stops by itself with outputs in its hands, and sleeps until others have closed all that it held."""
+
+    def strike(self, world: World) -> None:
+        victim = world.spawn(freeze=CrashPoint.AFTER_INFERENCE, passage=1)
+        if not world.wait(lambda: _stands_still(victim), PATIENCE):
+            raise AssertionError(f"a worker did not come to its first output within a minute: {victim.log}")
+        victim.stopped, begun, held = True, time.monotonic(), world.held_by(victim)
+        world.strength = world.shape.workers
+        if not world.wait(lambda: not world.open_among(held), PATIENCE):
+            raise AssertionError(f"nobody took over what a worker that stands still held: {held}")
+        closed = _closed_at(world, held)
+        self.sleep(world, victim, held, begun)
+        # It has tried to close them once more, and said that they are not its own, or did it, where nothing keeps it.
+        if not world.wait(lambda: _said_lost(victim) or _closed_at(world, held) != closed, PATIENCE):
+            raise AssertionError(f"a worker that woke up did nothing with what it had held: {victim.log}")
 
 
 class Crash(Fault):
@@ -358,3 +372,15 @@ def _holds_or_died(world: World, worker: Process, held: list[str]) -> bool:
     """Whether either happened; the shards are noted at once, as they may be dealt with a moment later."""
     held[:] = world.held_by(worker)
     return bool(held) or worker.code is not None
+
+
+def _stands_still(worker: Process) -> bool:
+    return worker.code is None and psutil.Process(worker.pid).status() == psutil.STATUS_STOPPED
+
+
+def _closed_at(world: World, held: list[str]) -> list[Any]:
+    return world.query("SELECT id, finished_at FROM shards WHERE id::text = ANY(%s) ORDER BY id", held)
+
+
+def _said_lost(worker: Process) -> bool:
+    return "its results stay" in worker.log.read_text()

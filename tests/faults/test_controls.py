@@ -3,10 +3,9 @@
 Each scenario runs twice: with everything in place nothing is violated, or the control would prove nothing.
 """
 
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+import signal
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -20,22 +19,24 @@ from tests.faults import controls
 from tests.faults.checker import check
 from tests.faults.crash import CrashPoint
 from tests.faults.driver import Diet, Driver
+from tests.faults.ground import Ground
 from tests.faults.receiver import FLAKY
-from tests.faults.strikes import Zombie
+from tests.faults.strikes import PATIENCE, Outlived
+from tests.faults.submitting import Plan
 from tests.faults.world import Shape, World
 
 pytestmark = pytest.mark.alone
 Scenario = Callable[[World, Driver, bool, pytest.MonkeyPatch], None]
+_WAITS = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
 
 
 def _zombie(world: World, driver: Driver, out: bool, patch: pytest.MonkeyPatch) -> None:
     """A worker stands still until others have closed its shards, and goes on."""
     if out and not world.shape.controls:
         world.query("ALTER TABLE results DROP CONSTRAINT results_pkey")
-    world.plans.append(driver.add(1500))
-    world.start()
-    assert world.wait(lambda: world.query("SELECT 1 FROM results LIMIT 1"), 20)  # from now on passes follow each other
-    Zombie(outlived=True).strike(world)
+    world.plans.append(driver.add(600))
+    world.start(0)
+    Outlived().strike(world)
 
 
 def _late_announcement(world: World, driver: Driver, out: bool, patch: pytest.MonkeyPatch) -> None:
@@ -43,16 +44,24 @@ def _late_announcement(world: World, driver: Driver, out: bool, patch: pytest.Mo
     world.plans.append(driver.add(50, callback=world.callback(FLAKY[0])))
     world.start(0)
     dying = world.spawn(crash=CrashPoint.AFTER_CLOSE, passage=1)
-    assert world.wait(lambda: dying.code is not None, 20)
+    assert world.wait(lambda: dying.code is not None, PATIENCE)
     world.strength = 1
 
 
 def _wiped(world: World, driver: Driver, out: bool, patch: pytest.MonkeyPatch) -> None:
     """The broker loses every ticket before a worker has read one."""
-    world.plans.append(driver.add(200))
-    world.start(0)
-    assert world.wait(world.acknowledged, 20)  # its tickets are out
-    world.broker.wipe()
+    first, second = driver.add(200), driver.add(200)
+    begun = time.monotonic()
+    world.plans.append(first)
+    world.start(1)
+    assert world.wait(lambda: _ended(world, first), PATIENCE)
+    driver.allowance = 2 * (time.monotonic() - begun)
+    world.strength = 0
+    for worker in world.workers:
+        worker.send(signal.SIGTERM)
+    world.plans.append(second)
+    assert world.wait(lambda: not world.workers and second.number in world.acknowledged(), PATIENCE)
+    world.broker.wipe()  # its tickets are out
     world.strength = 1
 
 
@@ -63,7 +72,7 @@ def _cancelled_late(world: World, driver: Driver, out: bool, patch: pytest.Monke
     plan = driver.add(50)
     world.plans.append(plan)
     world.start(1)
-    assert world.wait(lambda: world.acknowledged() and not world.unfinished(), 20)
+    assert world.wait(lambda: _ended(world, plan), PATIENCE)
     world.observe()
     world.cancel(world.acknowledged()[plan.number])
 
@@ -75,7 +84,7 @@ def _purged(world: World, driver: Driver, out: bool, patch: pytest.MonkeyPatch) 
     old, new = driver.add(50), driver.add(50, first=0)
     world.plans.append(old)
     world.start(1)
-    assert world.wait(lambda: world.acknowledged() and not world.unfinished(), 20)
+    assert world.wait(lambda: _ended(world, old), PATIENCE)
     look, looks = unused.Arrivals.look, []
 
     def and_then_submit(arrivals: unused.Arrivals, connection: object) -> object:
@@ -83,7 +92,7 @@ def _purged(world: World, driver: Driver, out: bool, patch: pytest.MonkeyPatch) 
         looks.append(found)
         if len(looks) == 2:  # the purge is about to delete, and keeps submissions out
             client = world.submit([new])
-            world.wait(lambda: client.code is not None, 4)
+            assert world.wait(lambda: client.code is not None or world.query(_WAITS), PATIENCE)
         return found
 
     patch.setattr(unused.Arrivals, "look", and_then_submit)
@@ -91,6 +100,11 @@ def _purged(world: World, driver: Driver, out: bool, patch: pytest.MonkeyPatch) 
     with Database(world.database.url) as database:
         retention.purge(database, Retention(*[timedelta(milliseconds=1)] * 2))
     assert len(looks) >= 2
+
+
+def _ended(world: World, plan: Plan) -> bool:
+    """Whether a job was accepted, and no job is left that goes on."""
+    return plan.number in world.acknowledged() and not world.unfinished()
 
 
 @dataclass(frozen=True)
@@ -113,22 +127,16 @@ CONTROLS = {
 }
 
 
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    made = Path(tempfile.mkdtemp(prefix="bm-faults-"))
-    yield made / "world"
-    if not os.environ.get("FAULTS_KEEP"):
-        shutil.rmtree(made, ignore_errors=True)
-
-
 @pytest.mark.parametrize("out", [True, False], ids=["without", "with"])
 @pytest.mark.parametrize("name", CONTROLS)
-def test_the_checker_names_what_is_broken(folder: Path, name: str, out: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_checker_names_what_is_broken(
+    folder: Path, ground: Ground, name: str, out: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     safeguard = CONTROLS[name]
     taken_out = (safeguard.process,) if out and safeguard.process else ()
-    shape = Shape(workers=2, lease=1.2, tick=0.4, item_delay=0.003, disk_megabytes=32, controls=taken_out)
-    with World(folder, shape) as world:
-        driver = Driver(world, Diet(), allowance=4.0)
+    shape = Shape(workers=2, lease=2.0, tick=0.4, item_delay=0.003, controls=taken_out)
+    with World(folder / "world", shape, ground) as world:
+        driver = Driver(world, Diet(), allowance=PATIENCE)
         world.on_turn = driver.turn
         safeguard.scenario(world, driver, out, monkeypatch)
         monkeypatch.undo()

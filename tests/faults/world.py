@@ -28,11 +28,11 @@ from storage import control, rescue
 from storage.database import Database as Pool
 from tests.faults import inputs, proxy
 from tests.faults.crash import CrashPoint
+from tests.faults.ground import Ground
 from tests.faults.ledger import Journal, read_journal
-from tests.faults.nursery import Nursery, Process
+from tests.faults.nursery import Process
 from tests.faults.receiver import DEAD, FLAKY
 from tests.faults.roles import DEVICE
-from tests.faults.servers import Broker, Database
 from tests.faults.submitting import Plan
 
 PAUSE = 0.02
@@ -46,7 +46,6 @@ PLAIN, KILLING = "plain", "killing"
 class Shape:
     """How large a world is, and how fast its clocks run; seconds."""
 
-    broker: str = "valkey"
     seed: int = 1
     workers: int = 3
     lease: float = 3.0
@@ -54,7 +53,6 @@ class Shape:
     item_delay: float = 0.004
     budget: int = 512
     """Tokens of a micro-batch."""
-    disk_megabytes: int = 64
     controls: tuple[str, ...] = ()
     """What is taken out of every process, to see the checker fail."""
 
@@ -70,11 +68,18 @@ class Tally:
 
 
 class World:
-    """Use it as a context; it starts with its servers up and no worker."""
+    """Use it as a context; it starts with its servers up and no worker.
 
-    def __init__(self, folder: Path, shape: Shape) -> None:
+    Args:
+        folder: Where everything stands that the run leaves behind; a short path.
+        shape: Of the run.
+        ground: What it stands on; nothing of a world before it is left there.
+    """
+
+    def __init__(self, folder: Path, shape: Shape, ground: Ground) -> None:
         self.folder = folder
         self.shape = shape
+        self._ground = ground
         self.rng = random.Random(shape.seed)
         self.tally = Tally()
         self.ledgers = folder / "ledgers"
@@ -97,13 +102,12 @@ class World:
         self._connection: psycopg.Connection[Any] | None = None
 
     def __enter__(self) -> Self:
-        for name in ("ledgers", "logs", "broker", "home", "plans"):
+        for name in ("ledgers", "logs", "home", "plans"):
             (self.folder / name).mkdir(parents=True)
         self._faults = Journal(self.ledgers / "faults.jsonl")
         self._observed = Journal(self.ledgers / "observed.jsonl")
-        self.nursery = Nursery(self.folder / "logs")
-        self.database = Database(self.folder / "database", self.shape.disk_megabytes)
-        self.broker = Broker(self.folder / "broker", self.shape.broker)
+        self._ground.clear()
+        self.nursery, self.database, self.broker = self._ground.nursery, self._ground.database, self._ground.broker
         self.database_wire, database_url = proxy.before_postgres(self.database.url, self.folder / "wire")
         self.broker_wire, broker_url = proxy.before_broker(self.broker.url, self.folder / "wire")
         self._environment = {
@@ -129,12 +133,12 @@ class World:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.nursery.close()
+        self.nursery.clear()
         self._pool.close()
         if self._connection is not None:
             self._connection.close()
-        for part in (self.database_wire, self.broker_wire, self.broker, self.database):
-            part.stop()
+        self.database_wire.stop()
+        self.broker_wire.stop()
 
     # What the world consists of
 
@@ -146,12 +150,19 @@ class World:
         self.turn()
 
     def spawn(
-        self, *, crash: CrashPoint | None = None, passage: int | None = None, clock: float = 0.0, wired: bool = False
+        self,
+        *,
+        crash: CrashPoint | None = None,
+        freeze: CrashPoint | None = None,
+        passage: int | None = None,
+        clock: float = 0.0,
+        wired: bool = False,
     ) -> Process:
-        """One more worker: armed with a crash at some passage, with a clock that is off, or behind the wire."""
+        """One more worker: that dies or stops at some passage, with a clock that is off, or behind the wire."""
         environment = dict(self._environment)
-        if crash is not None:
-            environment["FAULTS_CRASH"] = f"{crash}:{passage or self.rng.randint(1, 4)}"
+        for variable, point in (("FAULTS_CRASH", crash), ("FAULTS_FREEZE", freeze)):
+            if point is not None:
+                environment[variable] = f"{point}:{passage or self.rng.randint(1, 4)}"
         if clock:
             environment["FAULTS_CLOCK"] = str(clock)
         if wired:
@@ -190,7 +201,7 @@ class World:
         self._services[role] = self._fork(role, self._environment)
 
     def _fork(self, role: str, environment: dict[str, str]) -> Process:
-        process = self.nursery.fork(role, environment)
+        process = self.nursery.fork(role, environment, self.folder / "logs")
         self.everyone.append(process)
         return process
 
