@@ -9,7 +9,8 @@ from sqlalchemy import text
 
 from producer import Client, Job
 from storage.broker import Tickets
-from tests.conftest import Mill, wait_until
+from tests.acceptance.forked import ForkedMill, add_fake
+from tests.conftest import wait_until
 
 pytestmark = pytest.mark.alone
 FAST = "fake:?item_delay=0.0002"
@@ -21,11 +22,11 @@ def inputs(tag: str, count: int) -> list[str]:
     return [f"{tag} {number:06d} ".ljust(100, "x") for number in range(count)]
 
 
-def test_two_equal_jobs_stay_side_by_side(mill: Mill) -> None:
-    with mill.client() as client:
-        client.models.add("fast", FAST)
+def test_two_equal_jobs_stay_side_by_side(forked: ForkedMill) -> None:
+    with forked.client() as client:
+        add_fake(client, "fast", FAST)
         jobs = [client.submit("fast", inputs(tag, INPUTS), priority="bulk") for tag in ("one", "two")]
-        mill.worker()
+        forked.worker()
         for job in jobs:
             job.wait(timeout=120)
         begin, end = _span(client, jobs)
@@ -35,13 +36,13 @@ def test_two_equal_jobs_stay_side_by_side(mill: Mill) -> None:
     assert all(abs(a - b) <= 0.2 * max(a, b) for a, b in shares), shares
 
 
-def test_a_bulk_job_fills_no_broker_and_holds_up_no_line(mill: Mill) -> None:
-    with mill.client() as client:
-        client.models.add("fast", FAST)
+def test_a_bulk_job_fills_no_broker_and_holds_up_no_line(forked: ForkedMill) -> None:
+    with forked.client() as client:
+        add_fake(client, "fast", FAST)
         bulk = client.submit("fast", inputs("bulk", 2 * INPUTS), priority="bulk")
-        tickets = Tickets(mill.environment["BATCHMILL_BROKER_URL"])
-        mill.worker()
-        mill.beat()
+        tickets = Tickets(forked.environment["BATCHMILL_BROKER_URL"])
+        forked.worker()
+        forked.beat()
         wait_until(lambda: bulk.refresh().counts.computed > 0, 60)
         depths, seconds = [], []
         for number in range(20):

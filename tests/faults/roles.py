@@ -16,11 +16,9 @@ import time_machine
 import worker.__main__
 import worker.beat
 import worker.engines.fake
-import worker.hardware
 import worker.webhooks.__main__
-from tests.faults import controls, crash, nursery, receiver, submitting
+from tests.faults import controls, crash, device, nursery, receiver, submitting
 from tests.faults.ledger import Act, EngineLedger, Journal
-from worker.hardware import Hardware
 
 # What a child would import when it starts, imported before the fork, so that none pays for it.
 for _name in (
@@ -37,9 +35,6 @@ for _name in (
 ):
     import_module(_name)
 
-DEVICE = "suite"
-"""What the budget of the suite's models is kept under: it is given, not measured."""
-
 
 def _prepare() -> Journal:
     """What every role does first."""
@@ -54,7 +49,7 @@ def _prepare() -> Journal:
 def work() -> int:
     """A worker, as `python -m worker` runs it, on a device that is not looked for."""
     journal = _prepare()
-    worker.hardware.detect = lambda settings: Hardware("cpu", DEVICE, 2**33)
+    device.take_it()
     leases: dict[int, str] = {}
     _note_leaving(leases)
     for variable, freeze in (("FAULTS_CRASH", False), ("FAULTS_FREEZE", True)):

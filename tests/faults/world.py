@@ -28,15 +28,15 @@ from storage import control, rescue
 from storage.database import Database as Pool
 from tests.faults import inputs, proxy
 from tests.faults.crash import CrashPoint
+from tests.faults.device import give_budget
 from tests.faults.ground import Ground
 from tests.faults.ledger import Journal, read_journal
 from tests.faults.nursery import Process
 from tests.faults.receiver import DEAD, FLAKY
-from tests.faults.roles import DEVICE
 from tests.faults.submitting import Plan
 
 PAUSE = 0.02
-WEBHOOK_WAITS = (0.3, 0.5, *[1.0] * 7)
+WEBHOOK_WAITS = (0.2, 0.4, *[0.6] * 7)
 """The schedule of webhooks, made short: seconds between attempts."""
 PLAIN, KILLING = "plain", "killing"
 """The models: one whose worst inputs raise, and one with inputs that kill."""
@@ -211,14 +211,7 @@ class World:
             source = inputs.source(self.shape.item_delay, kills=kills)
             models = Models(self._pool, self._environment["BATCHMILL_ARTIFACTS"])
             model = models.add(name, source, task=str(Task.EMBED), quantization=str(Quantization.NONE))
-            self.query(
-                "INSERT INTO batch_budgets (model_id, device, budget_tokens, tokens_per_second) "
-                "VALUES (%s, %s, %s, %s)",
-                model.id,
-                DEVICE,
-                self.shape.budget,
-                20.0 / self.shape.item_delay,
-            )
+            give_budget(self._pool, model.id, self.shape.budget, 20.0 / self.shape.item_delay)
         settings = load_settings(
             database_url=self.database.url,
             broker_url=self.broker.url,
