@@ -74,11 +74,11 @@ class ForkedMill(Mill):
         return child
 
 
-def add_fake(client: Client, name: str, source: str) -> None:
-    """Register a fake model with the budget that its delay makes for."""
+def add_fake(client: Client, name: str, source: str, tokens_per_second: float | None = None) -> None:
+    """Register a fake model, and say how fast it is; as fast as its delay lets it be, where nothing else is given."""
     delay = parse_fake(source).item_delay or 1e-5
     model = client.models.add(name, source)
-    give_budget(client._database, model.id, PASS_TOKENS, TOKENS_AN_INPUT / delay)
+    give_budget(client._database, model.id, PASS_TOKENS, tokens_per_second or TOKENS_AN_INPUT / delay)
 
 
 @pytest.fixture(scope="session")

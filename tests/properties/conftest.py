@@ -9,6 +9,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from storage.database import Database
+from tests.acceptance.forked import forked as forked
+from tests.acceptance.forked import nursery as nursery
 from tests.properties.ledger import Ledger
 
 _COMMON: dict[str, Any] = {

@@ -28,6 +28,8 @@ from tests.properties.scale import examples
 MEMORY = {"small": 10, "large": 100}
 TOKENS = 7
 LONG_AGO = PATIENCE[0].total_seconds() + 20
+JUST_NOW = -600.0
+"""In the future, in truth: an example may take its time, and what came just now has still not waited."""
 
 
 @dataclass
@@ -54,8 +56,8 @@ jobs_ = st.lists(
         target=st.sampled_from(sorted(MEMORY)),
         rank=st.sampled_from([1, 1, 1, 0, 2]),
         service=st.sampled_from([0, TOKENS, 2 * TOKENS, 100]),
-        age=st.sampled_from([0.5, 2.0, LONG_AGO, 2 * LONG_AGO]),
-        served=st.none() | st.sampled_from([0.5, 2.0, LONG_AGO]),
+        age=st.sampled_from([JUST_NOW, 2.0, LONG_AGO, 2 * LONG_AGO]),
+        served=st.none() | st.sampled_from([JUST_NOW, 2.0, LONG_AGO]),
         state=st.sampled_from(["queued", "running", "running", "running", "paused", "cancelled", "receiving"]),
         firsts=st.lists(st.integers(1, 9), min_size=1, max_size=3, unique=True),
         alone=st.lists(st.sampled_from([False, False, True]), min_size=3, max_size=3) | st.just([False] * 3),
@@ -140,7 +142,7 @@ _ADD_SHARD = """
 def test_claims_come_in_the_order_of_the_model(database: Database, ledger: Ledger, targets: dict[str, int]) -> None:
     models: dict[str, int] = dict(query(database, "SELECT name, id FROM models"))
 
-    @settings(max_examples=examples(0.6, 0.1))
+    @settings(max_examples=examples(0.2, 0.1))
     @given(jobs_, st.lists(st.tuples(capacities, st.sampled_from([2, 2, 2, 1, 0])), min_size=3, max_size=10))
     def follow(found: list[Job], calls: list[tuple[dict[str, Any], int]]) -> None:
         ledger.empty()
@@ -226,7 +228,7 @@ def test_no_shard_is_claimed_twice_and_none_is_left(wide: Database) -> None:
 def test_all_at_once_breaks_nothing(wide: Database, ledger: Ledger) -> None:
     """Whatever is done to the same jobs at the same moment: no deadlock, and the rows agree afterwards."""
     target = make_target(wide)
-    rounds = examples(0.03, 0.002)
+    rounds = examples(0.02, 0.002)
     for round_ in range(rounds):
         ids = [
             submit(wide, target, [f"{(round_ + shared) % 4} {n}" for n in range(40)], per_shard=2)

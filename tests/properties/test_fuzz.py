@@ -26,12 +26,13 @@ from producer import Client, client, read
 from producer.incoming import ContentDigest, chunks
 from producer.submission import Submission
 from storage.inputs import Line
-from tests.conftest import Mill, wait_until
+from tests.acceptance.forked import ForkedMill, add_fake
+from tests.conftest import wait_until
 from tests.models import model_spec
 from tests.properties import submissions
 from tests.properties.scale import count, say
 
-SUBMISSIONS = count("FUZZ_SUBMISSIONS", 10_000)
+SUBMISSIONS = count("FUZZ_SUBMISSIONS", 6_000)
 SEED = count("FUZZ_SEED", 20_261_122)
 STORED_EVERY = 300
 """One in so many goes through a database, and is computed."""
@@ -39,6 +40,8 @@ NAMED = {"params": "parameters", "idempotency_key": "idempotency.key", "callback
 """How a message speaks of an argument, where not by its name."""
 MOST_CHARACTERS = 2_000
 """Of a message: it says what is wrong, and does not repeat what was given."""
+STUCK_SECONDS = 60
+"""A submission takes a millisecond: one that takes so long hangs, on whatever machine."""
 FAKE = model_spec(name="fake")
 
 
@@ -177,22 +180,22 @@ def test_every_submission_is_taken_or_refused(offline: Offline, tmp_path: Path) 
         f"{fuzz.refused:,} refused, {fuzz.files:,} of files; the slowest {slowest * 1000:.0f} ms"
     )
     assert min(fuzz.taken, fuzz.refused) > SUBMISSIONS // 10
-    assert slowest < 5
+    assert slowest < STUCK_SECONDS
 
 
 @pytest.mark.timeout(3600)
-def test_what_was_taken_is_computed(mill: Mill, tmp_path: Path) -> None:
+def test_what_was_taken_is_computed(forked: ForkedMill, tmp_path: Path) -> None:
     fuzz = Fuzz(SEED + 1, tmp_path)
-    mill.worker()
-    mill.beat()
-    with mill.client() as to:
-        to.models.add("fake", "fake:?dimensions=2")
+    forked.worker()
+    forked.beat()
+    with forked.client() as to:
+        add_fake(to, "fake", "fake:?dimensions=2")
         jobs = [job for _ in range(SUBMISSIONS // STORED_EVERY) if (job := fuzz.submit(to)) is not None]
         say(f"{len(jobs):,} taken, {fuzz.refused:,} refused")
         with to._database.transaction() as connection:
             (receiving,) = connection.exec_driver_sql("SELECT count(*) FROM jobs WHERE state = 'receiving'").one()
         assert receiving == 0, "a refused submission left something behind"
         for job in jobs:
-            wait_until(lambda job=job: job.refresh().state.terminal, 60)
+            wait_until(lambda job=job: job.refresh().state.terminal, 300)
             assert job.state == "succeeded", job.info
             assert job.counts.items == len(list(job.results()))

@@ -16,7 +16,8 @@ from kombu.transport.pyamqp import Channel
 
 from contracts.states import JobState
 from storage.broker import TICK_QUEUE, queue
-from tests.conftest import Mill, wait_until
+from tests.acceptance.forked import ForkedMill, add_fake
+from tests.conftest import wait_until
 from tests.properties import junk
 from tests.properties.scale import count, say
 
@@ -87,7 +88,7 @@ def valkey_url(make_broker: Callable[[], str]) -> str:
 
 
 @pytest.mark.timeout(1800)
-def test_a_worker_outlives_junk(mill: Mill, broker_url: str, tmp_path: Path) -> None:
+def test_a_worker_outlives_junk(forked: ForkedMill, broker_url: str, tmp_path: Path) -> None:
     fill = fill_rabbitmq if "amqp" in broker_url else fill_valkey
     rng = random.Random(SEED)
 
@@ -98,29 +99,29 @@ def test_a_worker_outlives_junk(mill: Mill, broker_url: str, tmp_path: Path) -> 
             wait_until(lambda: waiting(broker_url) < PORTION // 20, 300)
             messages -= PORTION
 
-    with mill.client() as client:
-        client.models.add("fake", "fake:?dimensions=2")
-        worker = mill.worker()
-        mill.beat()
-        client.submit("fake", ["before"]).wait(60)
+    with forked.client() as client:
+        add_fake(client, "fake", "fake:?dimensions=2")
+        worker = forked.worker()
+        forked.beat()
+        client.submit("fake", ["before"]).wait(300)
         feed(MESSAGES // 10)
         process = psutil.Process(worker.pid)
         memory = process.memory_info().rss
-        log = len(mill.log(worker))
+        log = len(forked.log(worker))
         began = time.monotonic()
         feed(MESSAGES - MESSAGES // 10)
         seconds = time.monotonic() - began
-        job = client.submit("fake", [f"{n}" for n in range(500)]).wait(60)
+        job = client.submit("fake", [f"{n}" for n in range(500)]).wait(300)
         assert job.state is JobState.SUCCEEDED
         assert job.counts.computed == 500
-        assert worker.poll() is None, mill.log(worker)
+        assert worker.poll() is None, forked.log(worker)
         grown = process.memory_info().rss - memory
-        said = mill.log(worker)[log:]
+        said = forked.log(worker)[log:]
         say(
             f"{MESSAGES:,} messages (seed {SEED}), read in {seconds:.0f} s: {grown / 2**20:.1f} MB more, "
             f"{len(said):,} characters of log"
         )
         assert grown < MOST_GROWTH
         assert len(said) < 20_000, said[:2_000]
-        assert "were thrown away that are no tickets" in mill.log(worker)
+        assert "were thrown away that are no tickets" in forked.log(worker)
         assert not list(tmp_path.rglob(junk.PICKLED)), "a pickle was loaded"

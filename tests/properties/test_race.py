@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Mill
+from tests.acceptance.forked import ForkedMill, add_fake
 from tests.jobs import query
 from tests.properties.ledger import Ledger
 from tests.properties.scale import count, say
 
 CLIENTS = count("RACE_CLIENTS", 8)
-INPUTS = count("RACE_INPUTS", 1_000)
+INPUTS = count("RACE_INPUTS", 500)
 THREADS = 8
 """Clients of one process, each with connections of its own."""
 
@@ -37,7 +37,7 @@ def race(number):
     random.Random(number).shuffle(texts)
     with Client() as client:
         client.models.get("fake")
-        if together.wait(60) == 0:
+        if together.wait(300) == 0:
             (folder / f"ready{first}").touch()
         while not (folder / "go").exists():
             time.sleep(0.01)
@@ -51,12 +51,12 @@ with ThreadPoolExecutor(clients) as pool:
 
 
 @pytest.mark.timeout(1800)
-def test_clients_that_race_leave_one_result_for_each_input(mill: Mill, tmp_path: Path) -> None:
-    with mill.client() as client:
-        client.models.add("fake", "fake:?dimensions=2")
-        mill.worker()
-        mill.beat()
-        environment = {**os.environ, **mill.environment, "BATCHMILL_HOME": str(mill.folder)}
+def test_clients_that_race_leave_one_result_for_each_input(forked: ForkedMill, tmp_path: Path) -> None:
+    with forked.client() as client:
+        add_fake(client, "fake", "fake:?dimensions=2")
+        forked.worker()
+        forked.beat()
+        environment = {**os.environ, **forked.environment, "BATCHMILL_HOME": str(forked.folder)}
         racers = [
             subprocess.Popen(
                 [sys.executable, "-c", _SCRIPT, str(first), str(min(THREADS, CLIENTS - first)), str(INPUTS), tmp_path],

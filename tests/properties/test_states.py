@@ -556,5 +556,5 @@ def machine(database: Database, ledger: Ledger) -> type[States]:
 
 @pytest.mark.timeout(3600)
 def test_states(machine: type[States]) -> None:
-    how = settings(max_examples=examples(0.3, 0.1), stateful_step_count=40)
+    how = settings(max_examples=examples(0.2, 0.1), stateful_step_count=40)
     run_state_machine_as_test(machine, settings=how)
