@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from datetime import datetime
 
 from contracts.errors import InvalidRequest
 from contracts.models import ModelSpec
@@ -9,7 +10,7 @@ from contracts.names import DEFAULT_POOL, Quantization, Task, check_model_name, 
 from contracts.params import parse_task
 from producer.notebook import ModelList
 from producer.sources import find_model
-from storage import models
+from storage import models, plans
 from storage.artifacts import ArtifactStore, manifest_digest
 from storage.database import Database
 from storage.overview import Measurement, measurements
@@ -94,6 +95,17 @@ class Models:
             versions = models.list_versions(connection, name) if version is None else []  # rejected ones too
             found = ModelList(versions or [models.get(connection, reference)])
             return found, measurements(connection, [spec.id for spec in found])
+
+    def measure(self, reference: str) -> datetime:
+        """Have every worker of the model's pool measure it anew; measurements from the returned time on are answers.
+
+        A worker that serves the pool does so within seconds, between two shards; others when they start.
+
+        Raises:
+            UnknownModel: None is registered under it.
+        """
+        with self._database.transaction() as connection:
+            return plans.ask(connection, models.get(connection, reference).id)
 
     def get(self, reference: str) -> ModelSpec:
         """The model of `name@version`, or the newest version of `name`.

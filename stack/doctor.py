@@ -9,13 +9,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
 
 from contracts.errors import BatchmillError, ConfigurationError, SchemaMismatch
 from contracts.settings import load_settings
 from stack import flower, sockets, wheels
 from stack.findings import Finding, Situation, Verdict
 from stack.programs import COMPRESSOR, WORKER
-from storage import schema
+from storage import overview, schema
 from storage.artifacts import ArtifactStore
 from storage.broker import Tickets
 from storage.database import Database
@@ -23,6 +24,8 @@ from storage.database import Database
 LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "bitsandbytes")
 """What a process needs that runs models."""
 POSTGRES = 18
+_MODELS = 5
+"""Whose speed is shown."""
 _RESTARTS = 3
 """After so many, a worker is not likely to come up by itself."""
 
@@ -187,7 +190,23 @@ def check_device(situation: Situation) -> list[Finding]:
         return [Finding("device", Verdict.SKIPPED, f"no worker can run here: {error}")]
     except BatchmillError as error:
         return [Finding("device", Verdict.BROKEN, str(error), "correct BATCHMILL_DEVICE")]
-    return [Finding("device", Verdict.OK, f"{found.kind}, {found.model_memory / 1e9:.1f} GB for models")]
+    said = [found.kind, f"{found.model_memory / 1e9:.1f} GB for models", *filter(None, [found.summary()])]
+    return [Finding("device", Verdict.OK, "; ".join(said)), *_measured_here(situation, found.kind)]
+
+
+def _measured_here(situation: Situation, kind: str) -> list[Finding]:
+    """How fast this kind of device computes the models that were measured last; nothing where none was."""
+    if situation.database_url is None:
+        return []
+    try:
+        with Database(situation.database_url) as database, database.transaction() as connection:
+            found = overview.measured_on(connection, kind, _MODELS)
+    except (BatchmillError, SQLAlchemyError):  # other findings say what is wrong with the database
+        return []
+    if not found:
+        return []
+    speeds = (f"{named} {one.tokens_per_second:,.0f} tokens/s in {one.dtype}" for named, one in found)
+    return [Finding("speeds", Verdict.OK, "; ".join(speeds))]
 
 
 CHECKS: tuple[Callable[[Situation], list[Finding]], ...] = (

@@ -3,15 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
-from sqlalchemy import Connection, select, text
+from sqlalchemy import Connection, func, select, text
 
 from contracts.jobs import JobInfo
 from contracts.names import COMPRESSION_POOL
 from contracts.states import JobState
 from storage import claims, jobs, workers
 from storage.jobs import JobFilter
-from storage.tables import batch_budgets
+from storage.tables import batch_budgets, models
 from storage.workers import SeenWorker
 
 HEARD_OF = timedelta(minutes=1)
@@ -60,6 +61,16 @@ class Measurement:
     """That the loaded weights take."""
     load_seconds: float | None
     measured_at: datetime
+    quantization: str
+    """How the weights are held, where the model leaves that to the device."""
+    dtype: str
+    """The arithmetic."""
+    lanes: int
+    """Passes beside one another."""
+    threads: int
+    """Of a pass."""
+    rates: list[dict[str, Any]]
+    """All that was tried, as `storage.plans.Rate` has it."""
 
 
 def look(connection: Connection, *, most_jobs: int, most_shards: int) -> Overview:
@@ -120,3 +131,12 @@ def measurements(connection: Connection, model_ids: Sequence[int]) -> list[Measu
     query = select(*columns).where(batch_budgets.c.model_id.in_(model_ids))
     rows = connection.execute(query.order_by(batch_budgets.c.model_id, batch_budgets.c.device))
     return [Measurement(**row._mapping) for row in rows]
+
+
+def measured_on(connection: Connection, device: str, most: int) -> list[tuple[str, Measurement]]:
+    """What was measured on a kind of device, the latest first; each with the model's reference and quantization."""
+    columns = [batch_budgets.c[name] for name in Measurement.__dataclass_fields__]
+    named = func.concat(models.c.name, "@", models.c.version, " (", models.c.quantization, ")").label("named")
+    query = select(named, *columns).join_from(batch_budgets, models).where(batch_budgets.c.device == device)
+    query = query.where(models.c.removed_at.is_(None)).order_by(batch_budgets.c.measured_at.desc()).limit(most)
+    return [(row[0], Measurement(*row[1:])) for row in connection.execute(query)]

@@ -29,9 +29,6 @@ SLACK = 0.95
 whose rows are all of one length, it loses again to padding, and small passes wait less."""
 
 
-PASSES_A_LANE = 2
-"""In a trial of several lanes, beside one another: a lane that ends first does not wait for the others each time."""
-
 
 class Measured(NamedTuple):
     """The best size of a pass."""
@@ -143,15 +140,15 @@ def _attempt(
     fastest, spent = math.inf, 0.0
     try:
         rows = engine.synthetic(MEASURED_LENGTH, max(tokens // MEASURED_LENGTH, 1))
-        passes = [rows] * (1 if lanes is None or lanes.count == 1 else PASSES_A_LANE * lanes.count)
+        side_by_side = 1 if lanes is None else lanes.count
         for _ in range(rounds):
             begin = clock()
             if lanes is None:
                 compute(rows)
             else:
-                lanes.run(compute, passes)
-            seconds = clock() - begin + OVERHEAD * (1 if lanes is None else len(passes) / lanes.count)
-            fastest, spent = min(fastest, seconds / len(passes)), spent + seconds
+                lanes.run(compute, [rows] * side_by_side)
+            seconds = clock() - begin + OVERHEAD
+            fastest, spent = min(fastest, seconds / side_by_side), spent + seconds
             if spent > PATIENCE:
                 break
         return _Trial(fastest)

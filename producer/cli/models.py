@@ -1,5 +1,6 @@
 """`batchmill models`: the register of models."""
 
+import time
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
@@ -13,8 +14,10 @@ from producer.summary import NONE, byte_size, rate_text, seconds_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
 
     from contracts.models import ModelSpec
+    from producer.client import Client
     from storage.overview import Measurement
 
 app = typer.Typer(help="Models: register, list, show, remove, compute afresh.", no_args_is_help=True)
@@ -103,8 +106,7 @@ def show(context: typer.Context, reference: Reference, json: Json = False) -> No
     ]
     emit_pairs((name, value) for name, value in facts if value)
     emit("")
-    rows = [row for one, several in versions for row in _version_rows(one, several)]
-    emit_table(_VERSION, rows, right=_VERSION[2:5] + _VERSION[6:], drop=("ESTIMATE", "LOAD"))
+    _show_versions(versions)
     if not measured:
         say("nothing is measured yet: the first job of a version measures it on the device of its worker")
 
@@ -125,25 +127,84 @@ def invalidate(context: typer.Context, reference: Reference) -> None:
     say(f"{spec.reference} begins epoch {spec.epoch}: jobs submitted from now on compute everything afresh")
 
 
-_VERSION = ("MODEL", "QUANTIZATION", "DISK", "ESTIMATE", "MEMORY", "DEVICE", "BUDGET", "TOKENS/S", "LOAD")
+@app.command()
+def measure(
+    context: typer.Context,
+    reference: Reference,
+    wait: Annotated[float, typer.Option(help="Seconds to wait for the workers; 0 asks them and returns.", min=0)] = 600,
+) -> None:
+    """Have the workers find anew how they compute a model best: arithmetic, lanes, tokens of a micro-batch."""
+    with session_of(context).open_client() as client:
+        since = client.models.measure(reference)
+        [spec] = client.models.describe(client.models.get(reference).reference)[0]
+        say(f"workers of pool {spec.pool} are asked to measure {spec.reference}")
+        with err.status("measuring"):
+            found = _await_measurements(client, spec, since, wait)
+    if found:
+        _show_versions([(spec, found)])
+    elif wait:
+        say(f"nobody has measured it within {wait:g} s: `batchmill top` shows the workers of pool {spec.pool}")
+        raise typer.Exit(1)
+
+
+def _await_measurements(client: "Client", spec: "ModelSpec", since: "datetime", seconds: float) -> "list[Measurement]":
+    """Measurements since then, once each kind of worker that the pool has now gave one, or time is over."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found = [one for one in client.models.describe(spec.reference)[1] if one.measured_at >= since]
+        kinds = {worker.device for worker in client.overview().workers if worker.pool == spec.pool}
+        # A model in parts is measured under a longer name.
+        waiting = [kind for kind in kinds if not any(one.device.startswith(kind) for one in found)]
+        if (found and not waiting) or time.monotonic() >= deadline:
+            return found
+        time.sleep(min(1.0, seconds))
+
+
+_VERSION = ("MODEL", "QUANTIZATION", "DISK", "ESTIMATE", "MEMORY", "DEVICE", "COMPUTED", "BUDGET", "TOKENS/S", "LOAD")
 
 
 def _version_rows(spec: "ModelSpec", measured: "Sequence[Measurement]") -> list[tuple[str, ...]]:
     """One for each kind of device on which it was measured."""
     known = (spec.reference, str(spec.quantization), byte_size(_disk(spec)), byte_size(spec.memory_bytes))
     if not measured:
-        return [(*known, NONE, NONE, NONE, NONE, NONE)]
+        return [(*known, NONE, NONE, NONE, NONE, NONE, NONE)]
     return [
         (
             *known,
             NONE if one.memory_bytes is None else byte_size(one.memory_bytes),
             one.device,
+            _computed(spec, one),
             f"{one.budget_tokens:,}",
             rate_text(one.tokens_per_second),
             seconds_text(one.load_seconds),
         )
         for one in measured
     ]
+
+
+def _show_versions(versions: "Sequence[tuple[ModelSpec, Sequence[Measurement]]]") -> None:
+    """A table of what each kind of device does with each version, and a line for each with all that was tried."""
+    rows = [row for spec, several in versions for row in _version_rows(spec, several)]
+    emit_table(_VERSION, rows, right=_VERSION[2:5] + _VERSION[7:], drop=("ESTIMATE", "LOAD", "DISK"))
+    for spec, several in versions:
+        for one in several:
+            if one.rates:
+                emit(f"\n{spec.reference} on {one.device}: {_tried(one)}")
+
+
+def _computed(spec: "ModelSpec", measured: "Measurement") -> str:
+    """The arithmetic with lanes × threads, and how the weights are held where the model does not say."""
+    held = "" if measured.quantization == spec.quantization else f"{measured.quantization} in "
+    return f"{held}{measured.dtype}, {measured.lanes} × {measured.threads}"
+
+
+def _tried(measured: "Measurement") -> str:
+    """All that was tried, with the best speed of each; what was tried in two sizes of a pass stands once."""
+    best: dict[str, float] = {}
+    for rate in measured.rates:
+        name = f"{rate['quantization']} in {rate['dtype']}, {rate['lanes']} × {rate['threads']}"
+        best[name] = max(best.get(name, 0.0), rate["tokens_per_second"])
+    return "; ".join(f"{name}: {rate_text(speed)} tokens/s" for name, speed in best.items())
 
 
 def _measured(measured: "Measurement") -> dict[str, Any]:
