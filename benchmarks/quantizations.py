@@ -12,7 +12,8 @@ from benchmarks.plots import bars
 from contracts.names import Quantization
 
 # fp16 is for GPUs: a CPU takes for ever. Doubled scales change little here, and are unpacked at the first pass.
-KINDS = [kind for kind in Quantization if kind is not Quantization.FP16 and not kind.endswith("-double")]
+LEFT_OUT = (Quantization.FP16, Quantization.AUTO)
+KINDS = [kind for kind in Quantization if kind not in LEFT_OUT and not kind.endswith("-double")]
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from benchmarks.texts import stdlib_docstrings
 from benchmarks.weights import MINILM
 from contracts.names import Quantization
 from worker.loading import load_model, load_tokenizer
-from worker.variants import stored
+from worker.variants import plain
 
 LIMIT = 256
 BUDGETS = (512, 1024, 1536, 2048, 3072, 4096)
@@ -36,7 +36,7 @@ def main() -> None:
 
 def _loop(folder: Path, quantization: Quantization, texts: list[str]) -> dict[str, float]:
     """Everything but the model's own work is done beforehand; the best budget is sought on some of the texts."""
-    module = load_model(folder, stored(quantization), "cpu")
+    module = load_model(folder, plain(quantization), "cpu")
     tokenizer = load_tokenizer(folder).backend_tokenizer
     tokenizer.enable_truncation(LIMIT)
     tokenizer.no_padding()

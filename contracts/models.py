@@ -49,6 +49,8 @@ class ModelSpec(BaseModel):
     """`name@version` of the model that it was made from, where a recipe made it."""
     recipe: list[dict[str, Any]] | None = None
     """What made it of its parent: steps, as `contracts.recipes.parse_recipe` takes them."""
+    fidelity: float = 1.0
+    """For `auto`: the least mean cosine to float32 that a device may trade for speed or memory."""
     rejected: bool = False
     """Whether it missed what was asked of it: then only `name@version` names it."""
 

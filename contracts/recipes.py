@@ -318,7 +318,7 @@ def _refusal(step: Step, packed: bool, onnx: bool, quantization: Quantization) -
             return f"an ONNX graph is quantized as int8, not {step.method}; quantize instead of exporting"
         if not onnx and (step.granularity is not None or step.symmetric is not None):
             return "granularity and symmetric are options of ONNX Runtime; put an export before"
-        if quantization is not Quantization.NONE and step.method in ("bf16", "fp16"):
+        if quantization.least_precision != "float32" and step.method in ("bf16", "fp16"):
             return f"the weights are {quantization} already"
     elif onnx:
         return "an ONNX graph is only quantized; put it before the export"

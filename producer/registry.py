@@ -6,7 +6,7 @@ from datetime import datetime
 
 from contracts.errors import InvalidRequest
 from contracts.models import ModelSpec
-from contracts.names import DEFAULT_POOL, Quantization, Task, check_model_name, check_pool, split_reference
+from contracts.names import DEFAULT_POOL, FIDELITY, Quantization, Task, check_model_name, check_pool, split_reference
 from contracts.params import parse_task
 from producer.notebook import ModelList
 from producer.sources import find_model
@@ -30,6 +30,7 @@ class Models:
         *,
         task: str = Task.EMBED,
         quantization: str = Quantization.NONE,
+        fidelity: float = 1.0,
         revision: str | None = None,
         pool: str = DEFAULT_POOL,
     ) -> ModelSpec:
@@ -43,12 +44,15 @@ class Models:
                 `mypackage:thing` for an engine of your own, or `fake:` for tests.
             task: What it computes: `embed`, `classify`, `rerank`, `generate` or `score`.
             quantization: How workers hold its weights: `none`, `bf16`, `fp16`, or by bitsandbytes `int8`, `nf4`,
-                `fp4`, `nf4-double`, `fp4-double` (block scales quantized as well). This buys memory, not speed.
+                `fp4`, `nf4-double`, `fp4-double` (block scales quantized as well). This buys memory, not speed. Or
+                `auto`: whatever is fastest on each worker's device, within its memory and the fidelity.
+            fidelity: For `auto`, the least mean cosine to float32 that may be traded for speed or memory: 1 allows
+                float32 alone, 0.999 `bf16` too, 0.998 `int8` and 0.97 `nf4`.
             revision: Commit, tag or branch of a model on the hub; the commit it stands for is what is kept.
             pool: The workers that serve it.
 
         Raises:
-            InvalidRequest: A name, task or quantization that does not exist.
+            InvalidRequest: A name, task or quantization that does not exist, or a fidelity that cannot be kept.
             ModelRefused: The source is not safe to load, not complete, or does not do the task.
             ArtifactError: The files could not be stored.
             UnavailableError: The hub or the database does not answer.
@@ -58,7 +62,14 @@ class Models:
         parsed_task = parse_task(task)
         if quantization not in list(Quantization):
             raise InvalidRequest(f"quantization {quantization!r}: choose one of {', '.join(Quantization)}")
-        found = find_model(str(source), parsed_task, Quantization(quantization), revision)
+        held = Quantization(quantization)
+        if held is Quantization.AUTO:
+            if not min(FIDELITY.values()) <= fidelity <= 1:
+                raise InvalidRequest(f"fidelity {fidelity:g}: give {min(FIDELITY.values())} to 1, which is float32")
+            held = Quantization.smallest(fidelity)
+        elif fidelity != 1:
+            raise InvalidRequest(f"fidelity {fidelity:g} goes with quantization 'auto': {quantization!r} has its own")
+        found = find_model(str(source), parsed_task, held, revision)
         if found.folder is None:
             files, content = [], hashlib.sha256(found.source.encode()).hexdigest()
         else:
@@ -77,6 +88,7 @@ class Models:
                 digest=content,
                 files=files,
                 memory_bytes=found.memory_bytes,
+                fidelity=fidelity,
             )
 
     def list(self) -> ModelList:

@@ -43,6 +43,7 @@ def add(
     parent_id: int | None = None,
     recipe: list[dict[str, Any]] | None = None,
     rejected: bool = False,
+    fidelity: float = 1.0,
 ) -> ModelSpec:
     """Register the next version of a name; the same content again gives the version that stands.
 
@@ -57,9 +58,9 @@ def add(
     ).first()
     if latest is not None:
         spec = _spec(latest)
-        found = (spec.digest, spec.task, spec.quantization, spec.engine, spec.pool)
+        found = (spec.digest, spec.task, spec.quantization, spec.engine, spec.pool, spec.fidelity)
         made = (latest.parent_id, spec.recipe, spec.rejected)
-        if found == (digest, task, quantization, engine, pool) and made == (parent_id, recipe, rejected):
+        if found == (digest, task, quantization, engine, pool, fidelity) and made == (parent_id, recipe, rejected):
             return spec
     version = connection.execute(
         select(func.coalesce(func.max(models.c.version), 0) + 1).where(models.c.name == name)
@@ -81,6 +82,7 @@ def add(
             parent_id=parent_id,
             recipe=null() if recipe is None else recipe,  # not the null of JSON
             rejected=rejected,
+            fidelity=fidelity,
         )
         .returning(models.c.id)
     ).scalar_one()

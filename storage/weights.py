@@ -33,7 +33,7 @@ def loaded_bytes(path: Path, quantization: Quantization) -> int:
 
 def estimated_bytes(elements: int, linear: bool, quantization: Quantization) -> int:
     """What so many floating-point weights take when they are loaded, in a linear layer or elsewhere."""
-    rest = 4.0 if quantization is Quantization.NONE else 2.0
+    rest = 4.0 if quantization.least_precision == "float32" else 2.0
     return int(elements * (quantization.linear_bytes if linear else rest))
 
 

@@ -29,7 +29,6 @@ SLACK = 0.95
 whose rows are all of one length, it loses again to padding, and small passes wait less."""
 
 
-
 class Measured(NamedTuple):
     """The best size of a pass."""
 

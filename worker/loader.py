@@ -94,7 +94,7 @@ class ModelLoader:
         if not _chooses(engine_class(model.engine)) or is_graph(model.files):
             return False
         gpus = sum(size for device, size in self._memory.items() if device != "cpu")
-        return model.memory_bytes <= gpus or not model.quantization.packed
+        return model.memory_bytes <= gpus or not stored(model).quantization.packed
 
     def lower_ceiling(self, model: ModelSpec, tokens: int) -> None:
         """Remember for every worker on such a device that passes of more tokens run out of memory.
@@ -111,7 +111,7 @@ class ModelLoader:
         fitting = [variant for variant in found if grow(most_bytes(model, variant))]
         widths = [(1, self._hardware.cores)] if self._in_parts(model) else self._hardware.widths()
         if not fitting:
-            fitting = [stored(model.quantization)]
+            fitting = [stored(model)]
             log.warning(
                 "%s: in %s it would take up to %d bytes, more than models have here: it is computed in %s, slowly",
                 *(model.reference, found[0].dtype, most_bytes(model, found[0]), fitting[0].dtype),
@@ -125,14 +125,14 @@ class ModelLoader:
         planned = Variant(Quantization(plan.quantization), plan.dtype, plan.lanes, plan.threads)
         if grow(plan.memory_bytes or most_bytes(model, planned)):
             return bench.load(planned), plan
-        variant = replace(stored(model.quantization), lanes=plan.lanes, threads=plan.threads)
+        variant = replace(stored(model), lanes=plan.lanes, threads=plan.threads)
         log.warning("%s: no room for its weights in %s now, only in %s", model.reference, plan.dtype, variant.dtype)
         return bench.load(variant), replace(plan, dtype=variant.dtype, quantization=variant.quantization)
 
     def _choices(self, model: ModelSpec) -> list[Variant]:
         """Variants to try: engines of torch have several, all others what is registered."""
         if not _chooses(engine_class(model.engine)) or is_graph(model.files) or self._in_parts(model):
-            return [stored(model.quantization)]
+            return [stored(model)]
         return choices(model, self._hardware)
 
     def _lacks(self, plan: Plan, model: ModelSpec) -> str:
@@ -142,7 +142,7 @@ class ModelLoader:
         if self._hardware.lanes not in (None, plan.lanes):
             return f"has {plan.lanes} lanes, and BATCHMILL_LANES says {self._hardware.lanes}"
         known = {(variant.quantization, variant.dtype) for variant in self._choices(model)}
-        known.add((stored(model.quantization).quantization, stored(model.quantization).dtype))
+        known.add((stored(model).quantization, stored(model).dtype))
         if (plan.quantization, plan.dtype) not in known:
             return f"holds {plan.quantization} and computes {plan.dtype}, which this host does not"
         return ""

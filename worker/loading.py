@@ -35,7 +35,7 @@ from worker.layout import Layout, OffloadFolder, tell
 from worker.onnx import GRAPH, OnnxModule, graph_file, load_graph
 from worker.shapes import shaped
 from worker.unpacking import unpack
-from worker.variants import INTEGERS, Variant, stored
+from worker.variants import INTEGERS, Variant, plain
 
 HARMLESS = ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions", "accelerate.big_modeling")
 """Loggers that say that a fused kernel was not fetched from a hub, at every layer of a cast, and where weights are."""
@@ -92,7 +92,7 @@ def load_module(
     if graph_file(folder):
         raise ModelLoadFailed(f"{folder / GRAPH}: an ONNX graph has no torch module: it only computes")
     packed = gguf_file(folder)
-    arithmetic = arithmetic or stored(quantization).dtype
+    arithmetic = arithmetic or plain(quantization).dtype
     dtype = getattr(torch, quantization.least_precision if arithmetic == INTEGERS else arithmetic)
     with quiet(), _failing(packed or folder):
         offloaded = OffloadFolder(device.folder) if isinstance(device, Layout) else None

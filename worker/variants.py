@@ -1,9 +1,10 @@
 """The ways in which a model may be computed on a device: how its weights are held, and in which arithmetic."""
 
+import math
 from dataclasses import dataclass
 
 from contracts.models import ModelSpec
-from contracts.names import Quantization
+from contracts.names import FIDELITY, Quantization
 from worker.hardware import Hardware
 
 INTEGERS = "int8"
@@ -29,9 +30,15 @@ class Variant:
         return f"{self.dtype}, {self.lanes} × {self.threads}"
 
 
-def stored(quantization: Quantization) -> Variant:
-    """The model as its quantization holds it, in the least precision that this allows."""
-    return Variant(quantization, _native(quantization), threads=None)
+def stored(model: ModelSpec) -> Variant:
+    """The model in the least memory that its quantization allows, and in the least precision of the arithmetic."""
+    held = model.quantization
+    return plain(Quantization.smallest(model.fidelity) if held is Quantization.AUTO else held)
+
+
+def plain(quantization: Quantization) -> Variant:
+    """Weights held so, in the least precision of the arithmetic that this allows."""
+    return Variant(quantization, _native(quantization))
 
 
 def choices(model: ModelSpec, hardware: Hardware) -> list[Variant]:
@@ -39,7 +46,13 @@ def choices(model: ModelSpec, hardware: Hardware) -> list[Variant]:
 
     A quantization is the least precision of the arithmetic: what is faster and more precise may take its place.
     """
-    return [Variant(model.quantization, dtype) for dtype in _dtypes(model.quantization, hardware)]
+    if model.quantization is not Quantization.AUTO:
+        return [Variant(model.quantization, dtype) for dtype in _dtypes(model.quantization, hardware)]
+    found = [plain(Quantization.NONE)]
+    # What bitsandbytes packs is never the fastest: it is taken where nothing else fits.
+    if model.fidelity <= FIDELITY[Quantization.BF16] and hardware.has("BF16"):
+        found.insert(0, plain(Quantization.BF16))
+    return found
 
 
 def most_bytes(model: ModelSpec, variant: Variant) -> int:
@@ -47,12 +60,14 @@ def most_bytes(model: ModelSpec, variant: Variant) -> int:
 
     Only linear layers are packed, all else is as wide as the arithmetic: how much that is, the register does not say.
     """
-    native = _native(model.quantization)
-    if variant.dtype == native:
+    registered = stored(model)
+    if (variant.quantization, variant.dtype) == (registered.quantization, registered.dtype):
         return model.memory_bytes
-    # LLM.int8's weights are unpacked, from a byte each; of all others only what is not packed grows.
-    held = 1 if native == INTEGERS else _BYTES[native]
-    return model.memory_bytes * max(_BYTES[variant.dtype] // held, 1)
+    wide = _BYTES[variant.dtype]
+    if variant.quantization is not registered.quantization or registered.dtype == INTEGERS:
+        # Every weight is unpacked, from what it takes in the register.
+        return math.ceil(model.memory_bytes * max(wide / registered.quantization.linear_bytes, 1))
+    return model.memory_bytes * max(wide // _BYTES[registered.dtype], 1)
 
 
 def _native(quantization: Quantization) -> str:

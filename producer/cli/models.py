@@ -43,13 +43,18 @@ def add(
     ],
     task: Annotated[str, typer.Option(help="What it computes.")] = Task.EMBED.value,
     quantization: QuantizationName = Quantization.NONE,
+    fidelity: Annotated[
+        float, typer.Option(help="For `auto`: the least mean cosine to float32 that may be traded for speed or memory.")
+    ] = 1.0,
     revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of a model on the hub.")] = None,
     pool: Annotated[str, typer.Option(help="The workers that serve it.")] = DEFAULT_POOL,
     json: Json = False,
 ) -> None:
     """Register a model: its files are examined and copied into the artifact store."""
     with session_of(context).open_client() as client, err.status(f"registering {name}"):
-        spec = client.models.add(name, source, task=task, quantization=quantization, revision=revision, pool=pool)
+        spec = client.models.add(
+            name, source, task=task, quantization=quantization, fidelity=fidelity, revision=revision, pool=pool
+        )
     if json:
         emit_json(_document(spec))
     else:
@@ -97,6 +102,7 @@ def show(context: typer.Context, reference: Reference, json: Json = False) -> No
         ("revision", spec.revision or ""),
         ("task", str(spec.task)),
         ("quantization", str(spec.quantization)),
+        ("fidelity", f"{spec.fidelity:g} at least" if spec.quantization is Quantization.AUTO else ""),
         ("engine", spec.engine),
         ("pool", spec.pool),
         ("epoch", str(spec.epoch)),

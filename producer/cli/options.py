@@ -90,7 +90,7 @@ Metadata: TypeAlias = Annotated[
     ),
 ]
 QuantizationName: TypeAlias = Annotated[
-    Quantization, typer.Option(help="How workers hold the weights; it buys memory, not speed.")
+    Quantization, typer.Option(help="How workers hold the weights: it buys memory, `auto` speed.")
 ]
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
 

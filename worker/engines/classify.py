@@ -43,7 +43,7 @@ class ClassifyEngine(HeadEngine):
         if model.task is not Task.CLASSIFY:
             raise ModelLoadFailed(f"model {model.reference}: the classify engine does not {model.task}")
         labels = read_labels(folder)
-        module = load_head(folder, variant or stored(model.quantization), device)
+        module = load_head(folder, variant or stored(model), device)
         engine = cls(module, TextTokenizer(folder, module.config), labels)
         engine._try(folder, {})
         return engine

@@ -39,7 +39,7 @@ class EmbedEngine(TransformerEngine):
         if model.task is not Task.EMBED:
             raise ModelLoadFailed(f"model {model.reference}: the embed engine does not {model.task}")
         sentence = read_sentence_model(folder)
-        module = load_model(sentence.transformer, variant or stored(model.quantization), device)
+        module = load_model(sentence.transformer, variant or stored(model), device)
         config = module.config
         if config.is_encoder_decoder or not hasattr(config, "hidden_size"):
             raise ModelLoadFailed(f"{folder}: {config.model_type} is not a text encoder of one stack")

@@ -59,7 +59,7 @@ class GenerateEngine(TransformerEngine):
         """The model, ready on the device, after a first pass that showed that it can run."""
         if model.task is not Task.GENERATE:
             raise ModelLoadFailed(f"model {model.reference}: the generate engine does not {model.task}")
-        module = load_causal(folder, variant or stored(model.quantization), device)
+        module = load_causal(folder, variant or stored(model), device)
         settings = module.generation_config
         ignored = [key for key, value in NOT_APPLIED.items() if getattr(settings, key, None) not in (None, value)]
         if ignored:

@@ -41,7 +41,7 @@ class RerankEngine(HeadEngine):
         if model.task is not Task.RERANK:
             raise ModelLoadFailed(f"model {model.reference}: the rerank engine does not {model.task}")
         cross_encoder = read_cross_encoder(folder)
-        module = load_head(folder, variant or stored(model.quantization), device)
+        module = load_head(folder, variant or stored(model), device)
         if (outputs := module.config.num_labels) != 1:
             raise ModelLoadFailed(
                 f"{folder}: rerank takes a model with one output, and this one has {outputs}; classify can tell all"

@@ -46,7 +46,7 @@ class ScoreEngine(TransformerEngine):
         if model.task is not Task.SCORE:
             raise ModelLoadFailed(f"model {model.reference}: the score engine does not {model.task}")
         load = load_graph_of_causal if graph_file(folder) else load_causal
-        module = load(folder, variant or stored(model.quantization), device)
+        module = load(folder, variant or stored(model), device)
         return cls(module, TextTokenizer(folder, module.config))
 
     def prepare(self, payloads: Sequence[Any], params: Mapping[str, Any]) -> Prepared:

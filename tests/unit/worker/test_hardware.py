@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from contracts.errors import ConfigurationError
+from contracts.models import ModelSpec
 from contracts.names import Quantization
 from contracts.settings import Settings
 from tests.models import model_spec
@@ -106,7 +107,7 @@ def test_what_a_variant_takes_at_most(quantization: Quantization, dtype: str, ti
 def test_a_model_as_it_is_registered_takes_what_is_registered() -> None:
     for quantization in Quantization:
         model = model_spec(quantization=quantization, memory_bytes=1000)
-        assert most_bytes(model, stored(quantization)) == 1000
+        assert most_bytes(model, stored(model)) == 1000
 
 
 @pytest.mark.parametrize(
@@ -158,3 +159,36 @@ def test_a_gpu_is_known_by_its_name_capability_and_memory(monkeypatch: pytest.Mo
     Properties.name, Properties.major, Properties.minor = "NVIDIA A100", 8, 0
     assert detect(Settings()).has("BF16")
     assert hardware.BFLOAT16_CAPABILITY == (8, 0)
+
+
+def auto(fidelity: float, memory: int = 1000) -> ModelSpec:
+    return model_spec(quantization=Quantization.AUTO, fidelity=fidelity, memory_bytes=memory)
+
+
+@pytest.mark.parametrize(
+    ("fidelity", "device", "tried", "otherwise"),
+    [
+        (1.0, machine(GENOA), ["none"], "none"),
+        (0.999, machine(GENOA), ["bf16", "none"], "bf16"),
+        (0.999, machine(SKYLAKE), ["none"], "bf16"),
+        (0.998, machine(SKYLAKE), ["none"], "int8"),
+        (0.97, machine(GENOA), ["bf16", "none"], "nf4"),
+        (0.97, gpu("BF16"), ["bf16", "none"], "nf4"),
+        (0.97, gpu(), ["none"], "nf4"),
+    ],
+)
+def test_auto_tries_what_its_fidelity_allows_and_takes_the_smallest_where_nothing_fits(
+    fidelity: float, device: Hardware, tried: list[str], otherwise: str
+) -> None:
+    model = auto(fidelity)
+    assert [variant.quantization for variant in choices(model, device)] == tried
+    assert stored(model).quantization == otherwise
+
+
+def test_what_auto_takes_at_most_is_reckoned_from_the_smallest() -> None:
+    assert most_bytes(auto(1.0), Variant(Quantization.NONE, "float32")) == 1000
+    assert most_bytes(auto(0.999), Variant(Quantization.NONE, "float32")) == 2000
+    assert most_bytes(auto(0.998), Variant(Quantization.NONE, "float32")) == 4000
+    assert most_bytes(auto(0.97), Variant(Quantization.NONE, "float32")) == 7112
+    assert most_bytes(auto(0.97), Variant(Quantization.BF16, "bfloat16")) == 3556
+    assert most_bytes(auto(0.97), Variant(Quantization.NF4, "bfloat16")) == 1000
