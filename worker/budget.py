@@ -19,8 +19,8 @@ LARGEST = 262_144
 PASSES = 5
 PATIENCE = 1.0
 """Seconds: a pass that takes longer is not doubled any more, and passes of one size that took longer are enough."""
-DECLINES = 2
-"""Sizes in a row that are clearly slower than the best before the search ends: one may be an accident."""
+FUTILE = 2
+"""Sizes in a row that are not clearly faster than the best before the search ends: one may be an accident."""
 OVERHEAD = 0.003
 """Seconds that a pass costs beside the model, as measured in a worker on two cores that others use as well: rows drawn,
 outputs split and handed on, and the wait until both cores are the model's again."""
@@ -72,15 +72,16 @@ def measure(
     if trial.seconds is None:
         raise ModelLoadFailed(f"its first pass failed: {trial.failure}")
     speeds = {tokens: tokens / trial.seconds}
-    declines = 0
-    while ceiling is None and tokens < LARGEST and trial.seconds <= PATIENCE and declines < DECLINES:
+    futile = 0
+    while ceiling is None and tokens < LARGEST and trial.seconds <= PATIENCE and futile < FUTILE:
         trial = attempt(2 * tokens, PASSES)
         if trial.seconds is None:
             ceiling = tokens
             break
         tokens *= 2
+        gained = tokens / trial.seconds >= max(speeds.values()) / SLACK
         speeds[tokens] = tokens / trial.seconds
-        declines = declines + 1 if speeds[tokens] < 0.9 * max(speeds.values()) else 0
+        futile = 0 if gained else futile + 1
     if ceiling is not None:
         log.info("passes of more than %d tokens do not go through the model", ceiling)
     enough = SLACK * max(speeds.values())

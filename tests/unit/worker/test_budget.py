@@ -49,10 +49,16 @@ def test_the_fastest_size_is_found() -> None:
 
 def test_the_smallest_that_is_nearly_as_fast_is_taken() -> None:
     just, barely_not = (SLACK + 0.01) * 1e5, (SLACK - 0.01) * 1e5
-    engine = speeds({512: barely_not, 1024: just, 2048: just, 4096: 1e5}, 3e4)
+    engine = speeds({512: barely_not, 1024: just, 2048: 1e5}, 3e4)
     found = measure(engine, {}, clock=engine.clock)
     assert found.tokens == 1024
     assert found.tokens_per_second == pytest.approx(just)
+
+
+def test_two_sizes_that_gain_next_to_nothing_end_the_search() -> None:
+    engine = speeds({512: 5e4, 1024: 5.1e4, 2048: 5.2e4}, 99e4)
+    assert measure(engine, {}, clock=engine.clock).tokens == 512
+    assert max(engine.sizes) == 2048
 
 
 def test_one_decline_may_be_an_accident_and_two_are_not() -> None:
@@ -110,7 +116,7 @@ def test_what_does_not_fit_into_memory_ends_the_search() -> None:
     def seconds(tokens: int) -> float:
         if tokens > 4096:
             raise MemoryError
-        return tokens / (1e5 + tokens)
+        return 0.01
 
     engine = Timed(seconds)
     found = measure(engine, {}, clock=engine.clock)
