@@ -275,7 +275,7 @@ class Mill:
         text = f"from producer import Client\nclient = Client()\n{textwrap.dedent(script)}"
         environment = {**os.environ, **self.environment, "BATCHMILL_HOME": str(self.folder)}
         return subprocess.run(
-            [sys.executable, "-c", text], env=environment, stdout=subprocess.PIPE, text=True, timeout=150, check=False
+            [sys.executable, "-c", text], env=environment, stdout=subprocess.PIPE, text=True, timeout=300, check=False
         )
 
     def worker(self, **settings: str) -> subprocess.Popen[bytes]:
@@ -322,9 +322,13 @@ class Mill:
         self._running.close()
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 20.0) -> None:
-    """Wait for a condition, for so long at most."""
-    deadline = time.monotonic() + seconds
+GENEROUS = 240.0
+"""Seconds that are enough on any machine, however busy: a test waits for what happens, and not for a time."""
+
+
+def wait_until(condition: Callable[[], object], seconds: float = GENEROUS) -> None:
+    """Wait for a condition, for so long at most, or longer where that is less than any machine may need."""
+    deadline = time.monotonic() + max(seconds, GENEROUS)
     while not condition():
         assert time.monotonic() < deadline, "the condition did not come true in time"
         time.sleep(0.02)

@@ -70,7 +70,7 @@ def test_no_canary_is_heard(secured: tuple[Mill, "redis.Redis[bytes]"], form: st
         raw = raw_messages(broker)
         assert b"batchmill.ticket" in raw
         running = [start(mill, program) for program in ("worker", "worker.beat", "worker.webhooks")]
-        job.wait(timeout=90)
+        job.wait(timeout=300)
         assert job.counts.failed == 10
         wait_until(lambda: client.webhooks.deliveries()[0].last_error, 30)
         wait_until(lambda: "batchmill.tick" in mill.log(running[0]), 30)
@@ -94,7 +94,7 @@ def test_no_canary_is_heard(secured: tuple[Mill, "redis.Redis[bytes]"], form: st
 
 def metrics_of(log: str) -> bytes:
     [address] = set(re.findall(r"http://[\d.:]+/metrics", log))
-    with urlopen(address, timeout=10) as answer:
+    with urlopen(address, timeout=300) as answer:
         content: bytes = answer.read()
     return content
 

@@ -111,7 +111,7 @@ def test_a_worker_that_was_frozen_writes_nothing_over_its_successor(forked: Fork
         held = query(client._database, "SELECT id, token FROM shards WHERE state = 'leased'")
         assert held
         forked.worker(BATCHMILL_LEASE_SECONDS="2")
-        job.wait(timeout=120)
+        job.wait(timeout=300)
         before = query(client._database, "SELECT * FROM shards ORDER BY id")
         zombie.send_signal(signal.SIGCONT)
         wait_until(lambda: "was taken away" in forked.log(zombie) or "held by someone else" in forked.log(zombie), 60)
@@ -126,9 +126,9 @@ def test_without_beat_an_idle_worker_makes_up_for_a_wiped_broker(
     with forked.client() as client:
         forked.worker()
         client.models.add("quick", "fake:")
-        client.submit("quick", ["warm-up"]).wait(timeout=60)
+        client.submit("quick", ["warm-up"]).wait(timeout=300)
         monkeypatch.setattr(Tickets, "publish", lambda *_: None)  # in this process: the worker has its own
-        client.submit("quick", ["nobody was told of this"]).wait(timeout=60)
+        client.submit("quick", ["nobody was told of this"]).wait(timeout=300)
 
 
 def test_a_worker_that_lost_its_broker_ends_itself(forked: ForkedMill, home: Path) -> None:

@@ -45,7 +45,7 @@ def test_submit_work_control_retry_deliver_and_purge(forked: ForkedMill, as_role
         deliverer = forked._start("worker.webhooks", _folder(forked.folder), BATCHMILL_DATABASE_URL=as_roles(WEBHOOKS))
         client.webhooks.add(receiver)
         client.models.add("vectors", "fake:?item_delay=0.001")
-        first = client.submit("vectors", [f"text {n}" for n in range(50)], callback_url=receiver).wait(timeout=60)
+        first = client.submit("vectors", [f"text {n}" for n in range(50)], callback_url=receiver).wait(timeout=300)
         assert sum(result.output is not None for result in first.results()) == 50
         assert client.submit("vectors", [f"text {n}" for n in range(50)]).counts.cached == 50
         long = client.submit("vectors", [f"other {n}" for n in range(5000)])

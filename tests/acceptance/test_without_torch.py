@@ -21,7 +21,7 @@ assert not any(map(importlib.util.find_spec, ("torch", "transformers", "bitsandb
 from producer import Client
 with Client() as client:
     client.models.add("vectors", "fake:")
-    job = client.submit("vectors", ["one", "two"]).wait(timeout=60)
+    job = client.submit("vectors", ["one", "two"]).wait(timeout=300)
     assert client.models.add("tiny", sys.argv[1], task="generate").memory_bytes > 0
     print(job.counts.computed, next(job.results()).output.shape, job.to_arrow().num_rows)
 """

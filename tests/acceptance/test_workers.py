@@ -33,8 +33,8 @@ def test_two_workers_share_a_job(forked: ForkedMill) -> None:
         forked.worker()
         forked.worker()
         add_fake(client, "slow", SLOW)
-        client.submit("slow", inputs(4, "warm")).wait(timeout=60)
-        job = client.submit("slow", inputs(6000)).wait(timeout=120)
+        client.submit("slow", inputs(4, "warm")).wait(timeout=300)
+        job = client.submit("slow", inputs(6000)).wait(timeout=300)
         assert job.counts.computed == 6000
         shares = query(client, "SELECT sum(cardinality(input_ids)) FROM shards GROUP BY worker ORDER BY 1 DESC")
         assert len(shares) == 2, shares
@@ -47,10 +47,10 @@ def test_two_equal_jobs_at_once_compute_little_twice(forked: ForkedMill) -> None
         forked.worker()
         forked.worker()
         add_fake(client, "slow", SLOW)
-        alone = client.submit("slow", inputs(400, "alone")).wait(timeout=60).info.stats.real_tokens
+        alone = client.submit("slow", inputs(400, "alone")).wait(timeout=300).info.stats.real_tokens
         first, second = (client.submit("slow", inputs(8000)) for _ in range(2))
-        first.wait(timeout=120)
-        second.wait(timeout=120)
+        first.wait(timeout=300)
+        second.wait(timeout=300)
         tokens = alone * 8000 // 400  # all inputs are of one length
         both = first.info.stats.real_tokens + second.info.stats.real_tokens
         assert tokens <= both <= 1.10 * tokens
@@ -68,7 +68,7 @@ def test_a_killed_worker_loses_nothing(forked: ForkedMill) -> None:
         victim.send_signal(signal.SIGKILL)
         victim.wait()
         forked.worker(BATCHMILL_LEASE_SECONDS="2")
-        job.wait(timeout=120)
+        job.wait(timeout=300)
         assert job.counts.computed == 1500
         assert sum(result.output is not None for result in job.results()) == 1500
         assert query(client, "SELECT count(*) FROM shards WHERE attempt > 1")[0][0] > 0
@@ -86,7 +86,7 @@ def test_sigterm_gives_leases_back_at_once(forked: ForkedMill) -> None:
         stored = query(client, "SELECT count(*) FROM results")[0][0]
         assert 0 < stored < 1500
         forked.worker()
-        job.wait(timeout=120)
+        job.wait(timeout=300)
         assert job.counts.computed == 1500
         # Nothing that was stored was computed again: what ran is at most what there is, and the passes in flight.
         assert query(client, "SELECT max(attempt) FROM shards") == [(1,)]
@@ -96,14 +96,14 @@ def test_an_interactive_line_overtakes_a_bulk_job(forked: ForkedMill) -> None:
     with forked.client() as client:
         forked.worker()
         add_fake(client, "slow", SLOWER)
-        client.submit("slow", inputs(4, "warm")).wait(timeout=120)
+        client.submit("slow", inputs(4, "warm")).wait(timeout=300)
         bulk = client.submit("slow", inputs(5000), priority="bulk")
         wait_until(lambda: bulk.refresh().counts.computed > 0, 60)
         for number in range(5):
             # One of the four slots never takes bulk shards, however many wait.
             ((held,),) = query(client, "SELECT count(*) FROM shards WHERE state = 'leased'")
             assert held <= 3
-            asked = client.submit("slow", [f"one line, {number}"], priority="interactive").wait(timeout=120)
+            asked = client.submit("slow", [f"one line, {number}"], priority="interactive").wait(timeout=300)
             assert asked.counts.computed == 1
         assert not bulk.refresh().state.terminal
         assert bulk.counts.computed < 4000

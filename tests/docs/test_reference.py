@@ -30,10 +30,10 @@ QUIET = {"NO_MKDOCS_2_WARNING": "1", "DISABLE_MKDOCS_2_WARNING": "true"}
 def page(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
     """What a reader of a built page sees, and the names that can be linked to."""
     site = tmp_path_factory.mktemp("site")
-    subprocess.run([sys.executable, "-m", "docs_tools", ".docs"], cwd=ROOT, check=True, timeout=60)
+    subprocess.run([sys.executable, "-m", "docs_tools", ".docs"], cwd=ROOT, check=True, timeout=300)
     command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(site)]
     done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, **QUIET}, capture_output=True, text=True, timeout=120, check=False
+        command, cwd=ROOT, env={**os.environ, **QUIET}, capture_output=True, text=True, timeout=300, check=False
     )
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 

@@ -205,7 +205,7 @@ class Page:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=150,
+            timeout=300,
             check=False,
         )
         sys.stdout.write(textwrap.indent(f"{block}\n{done.stdout}\n", "    "))

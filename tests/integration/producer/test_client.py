@@ -57,7 +57,7 @@ def test_what_is_exported() -> None:
 
 def test_inputs_come_back_in_order_with_what_was_computed(client: Client) -> None:
     inputs = ["one", {"text": "a mapping"}, ("my-id", "two"), "one", (7, "three")]
-    job = client.submit("vectors", inputs, metadata={"night": 3}).wait(timeout=60)
+    job = client.submit("vectors", inputs, metadata={"night": 3}).wait(timeout=300)
     found = list(job.results())
     assert job.state is JobState.SUCCEEDED
     assert job.state == "succeeded"
@@ -69,14 +69,14 @@ def test_inputs_come_back_in_order_with_what_was_computed(client: Client) -> Non
     assert not any(result.cached or result.error for result in found)
     assert (job.counts.items, job.counts.distinct, job.counts.computed) == (5, 4, 4)
     assert job.info.metadata == {"night": 3}
-    again = client.submit("vectors", inputs).wait(timeout=60)
+    again = client.submit("vectors", inputs).wait(timeout=300)
     assert (again.counts.cached, again.counts.computed) == (4, 0)
     assert all(result.cached for result in again.results())
     assert np.array_equal(next(again.results()).output, found[0].output)
 
 
 def test_structured_outputs_and_parameters(client: Client) -> None:
-    job = client.submit("labels", ["some text"], params={"top_k": 1}).wait(timeout=60)
+    job = client.submit("labels", ["some text"], params={"top_k": 1}).wait(timeout=300)
     (result,) = job.results()
     assert len(result.output) == 1
     assert set(result.output[0]) == {"label", "score"}
@@ -84,13 +84,13 @@ def test_structured_outputs_and_parameters(client: Client) -> None:
 
 @pytest.mark.parametrize(("precision", "dtype", "width"), [("float16", np.float16, 384), ("ubinary", np.uint8, 48)])
 def test_precisions(client: Client, precision: str, dtype: type, width: int) -> None:
-    job = client.submit("vectors", ["a", "b"], params={"precision": precision}).wait(timeout=60)
+    job = client.submit("vectors", ["a", "b"], params={"precision": precision}).wait(timeout=300)
     assert [(r.output.dtype, r.output.shape) for r in job.results()] == [(np.dtype(dtype), (width,))] * 2
     assert len(job.to_arrow()["output"][0]) == width
 
 
 def test_an_item_that_fails_fails_alone(client: Client) -> None:
-    job = client.submit("poisoned", ["fine", "poison", "hollow", "good", "poison"]).wait(timeout=60)
+    job = client.submit("poisoned", ["fine", "poison", "hollow", "good", "poison"]).wait(timeout=300)
     errors = [result.error for result in job.results()]
     assert [error and error.code for error in errors] == [None, "engine_error", "non_finite", None, "engine_error"]
     assert isinstance(errors[1], ItemError)
@@ -105,16 +105,16 @@ def test_an_item_that_fails_fails_alone(client: Client) -> None:
 
 def test_too_long_is_truncated_or_fails_as_asked(client: Client) -> None:
     client.models.add("short", "fake:?limit=8")
-    job = client.submit("short", ["word " * 50, "word"]).wait(timeout=60)
+    job = client.submit("short", ["word " * 50, "word"]).wait(timeout=300)
     assert [result.truncated for result in job.results()] == [True, False]
     assert job.counts.truncated == 1
-    assert client.submit("short", ["word " * 50, "word"]).wait(timeout=60).counts.truncated == 1  # from the cache
-    strict = client.submit("short", ["word " * 50, "word"], params={"truncate": False}).wait(timeout=60)
+    assert client.submit("short", ["word " * 50, "word"]).wait(timeout=300).counts.truncated == 1  # from the cache
+    strict = client.submit("short", ["word " * 50, "word"], params={"truncate": False}).wait(timeout=300)
     assert [result.error and result.error.code for result in strict.results()] == ["too_long", None]
 
 
 def test_files(client: Client, tmp_path: Path) -> None:
-    job = client.submit("vectors", [("a", "one"), ("b", "two")]).wait(timeout=60)
+    job = client.submit("vectors", [("a", "one"), ("b", "two")]).wait(timeout=300)
     table = pq.read_table(job.write(tmp_path / "out.parquet"))
     assert table["custom_id"].to_pylist() == ["a", "b"]
     assert np.array_equal(table["output"][1].values.to_numpy(), list(job.results())[1].output)
@@ -127,16 +127,16 @@ def test_files(client: Client, tmp_path: Path) -> None:
 
 
 def test_a_new_epoch_computes_afresh_and_versions_are_told_apart(client: Client) -> None:
-    client.submit("vectors", ["epoch"]).wait(timeout=60)
+    client.submit("vectors", ["epoch"]).wait(timeout=300)
     assert client.models.invalidate("vectors").epoch == 2
-    assert client.submit("vectors", ["epoch"]).wait(timeout=60).counts.computed == 1
+    assert client.submit("vectors", ["epoch"]).wait(timeout=300).counts.computed == 1
     first = client.models.add("versions", "fake:?dimensions=8")
     assert client.models.add("versions", "fake:?dimensions=8") == first
     second = client.models.add("versions", "fake:?dimensions=16")
     assert (first.version, second.version) == (1, 2)
     assert client.models.get("versions") == second
     assert client.models.get("versions@1") == first
-    widths = [next(client.submit(f"versions{at}", ["x"]).wait(timeout=60).results()).output.shape for at in ("@1", "")]
+    widths = [next(client.submit(f"versions{at}", ["x"]).wait(timeout=300).results()).output.shape for at in ("@1", "")]
     assert widths == [(8,), (16,)]
     client.models.remove("versions@2")
     assert client.models.get("versions") == first
@@ -315,7 +315,7 @@ def test_bad_requests(client: Client) -> None:
 
 
 def test_the_empty_string_is_an_input(client: Client) -> None:
-    assert next(client.submit("vectors", [""]).wait(timeout=60).results()).output is not None
+    assert next(client.submit("vectors", [""]).wait(timeout=300).results()).output is not None
 
 
 def test_waiting_and_reading_too_early(client: Client) -> None:
@@ -329,7 +329,7 @@ def test_waiting_and_reading_too_early(client: Client) -> None:
 
 
 def test_a_dry_run_writes_nothing(client: Client) -> None:
-    client.submit("vectors", ["known", "known too"]).wait(timeout=60)
+    client.submit("vectors", ["known", "known too"]).wait(timeout=300)
     tables = ("jobs", "items", "inputs", "targets", "results")
     before = [rows(client, f"SELECT count(*) FROM {table}") for table in tables]
     found = client.check("vectors", ["known", "new", "new", ("i", "a"), ("i", "b"), 5.0])
@@ -345,7 +345,7 @@ def test_a_model_that_does_not_fit_is_refused_with_both_sizes(client: Client) ->
     client.models.add("huge", "fake:?memory=900000000000000")
     job = client.submit("huge", ["x"])
     with pytest.raises(JobFailed, match=r"model_too_large.*900,000,000,000,000 bytes.*may take [\d,]+ here"):
-        job.wait(timeout=60)
+        job.wait(timeout=300)
     (result,) = job.results()
     assert result.error is not None
     assert result.error.code == "model_too_large"
@@ -376,4 +376,4 @@ def test_a_submission_without_a_broker_goes_out_when_it_is_back(mill: Mill, tmp_
         assert job.state is JobState.QUEUED
         mill.worker()
         mill.beat()
-        assert job.wait(timeout=60).counts.computed == 1
+        assert job.wait(timeout=300).counts.computed == 1

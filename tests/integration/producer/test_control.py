@@ -74,18 +74,18 @@ def test_a_job_without_a_single_output_is_written(client: Client, tmp_path: Path
     for suffix in ("parquet", "jsonl", "csv"):
         assert job.write(tmp_path / f"out.{suffix}").stat().st_size > 0
     empty = job.to_arrow()
-    client.submit("vectors", ["of another model"]).wait(timeout=60)
+    client.submit("vectors", ["of another model"]).wait(timeout=300)
     assert job.to_arrow() == empty
 
 
 def test_what_it_says_does_not_change_when_another_job_computes_the_rest(client: Client) -> None:
-    client.submit("poisoned", ["known"]).wait(timeout=60)
+    client.submit("poisoned", ["known"]).wait(timeout=300)
     inputs = ["known", *(f"late {number}" for number in range(5))]
     job = client.submit("poisoned", inputs).pause()
     if not job.state.terminal:  # a worker may have taken it before
         job.cancel()
     first, table = said(job), job.to_arrow()
-    assert client.submit("poisoned", inputs).wait(timeout=60).counts.waiting == 0
+    assert client.submit("poisoned", inputs).wait(timeout=300).counts.waiting == 0
     assert said(client.job(job.id)) == first
     assert client.job(job.id).to_arrow() == table
 
@@ -126,13 +126,13 @@ def test_workers_hear_of_what_can_be_claimed_again(client: Client, monkeypatch: 
 def test_what_is_not_done_in_time_expires(client: Client, eventually: Callable[..., None]) -> None:
     job = client.submit("nobody", ["too late"], expires_in=timedelta(milliseconds=1))
     with pytest.raises(JobExpired, match="is expired, 1 of 1 inputs"):
-        job.wait(timeout=60)
+        job.wait(timeout=300)
     (result,) = job.results()
     assert result.error is not None
     assert (result.error.code, result.error.message) == ("expired", "the job expired before this was computed")
     paused = client.submit("nobody", ["held too long"], expires_in=2).pause()
     eventually(lambda: paused.refresh().state is JobState.EXPIRED)
-    in_time = client.submit("vectors", ["in time"], expires_in=3600).wait(timeout=60)
+    in_time = client.submit("vectors", ["in time"], expires_in=3600).wait(timeout=300)
     assert in_time.info.expires_at is not None
     assert in_time.info.queued_at is not None
     assert in_time.info.expires_at - in_time.info.queued_at == timedelta(hours=1)
@@ -148,14 +148,14 @@ def test_failed_items_are_retried_as_a_new_job(client: Client) -> None:
         metadata={"night": 7},
         idempotency_key="retried",
         expires_in=3600,
-    ).wait(timeout=60)
+    ).wait(timeout=300)
     assert job.counts.failed == 2
     retry = job.retry_failed()
     assert (retry.info.retry_of, retry.info.params, retry.info.priority) == (job.id, job.info.params, "bulk")
     assert (retry.info.metadata, retry.info.expires_at, retry.info.idempotency_key) == ({"night": 7}, None, None)
     assert job.retry_failed().id == retry.id
     assert client.job(job_link(job.id)).retry_failed().id == retry.id
-    retry.wait(timeout=60)
+    retry.wait(timeout=300)
     assert [(r.position, r.custom_id, r.error and r.error.code) for r in retry.results()] == [
         (0, "b", "engine_error"),
         (1, "d", "engine_error"),
@@ -168,7 +168,7 @@ def test_failed_items_are_retried_as_a_new_job(client: Client) -> None:
 
 def test_a_job_that_was_cut_short_is_retried_at_the_present_epoch(client: Client) -> None:
     model = client.models.add("renewed", "fake:?dimensions=4")
-    client.submit("renewed", ["known"]).wait(timeout=60)
+    client.submit("renewed", ["known"]).wait(timeout=300)
     with client._database.transaction() as connection:  # nobody computes it for now
         connection.execute(text("UPDATE models SET pool = 'nobody' WHERE id = :id"), {"id": model.id})
     job = client.submit("renewed", ["known", "unknown"]).cancel()
@@ -176,9 +176,9 @@ def test_a_job_that_was_cut_short_is_retried_at_the_present_epoch(client: Client
     with client._database.transaction() as connection:
         connection.execute(text("UPDATE models SET pool = 'default' WHERE id = :id"), {"id": model.id})
         connection.execute(text("UPDATE jobs SET pool = 'default' WHERE id = :id"), {"id": job.id})
-    client.submit("renewed", ["unknown"]).wait(timeout=60)
+    client.submit("renewed", ["unknown"]).wait(timeout=300)
     client.models.invalidate("renewed")
-    retry = job.retry_failed().wait(timeout=60)
+    retry = job.retry_failed().wait(timeout=300)
     assert (retry.counts.items, retry.counts.cached, retry.counts.computed) == (1, 0, 1)
     with pytest.raises(NothingToRetry, match="every item"):
         retry.retry_failed()
@@ -221,7 +221,7 @@ def test_a_callback_goes_with_the_job(client: Client) -> None:
         ["told one", "told two"],
         callback_url="https://receiver.example/hook?job=7",
         progress_at=[75, 25],
-    ).wait(timeout=60)
+    ).wait(timeout=300)
     assert job.info.callback_url == "https://receiver.example/hook?job=7"
     with client._database.transaction() as connection:
         rows = connection.execute(
@@ -250,7 +250,7 @@ def test_who_waits_hears_of_the_end_at_once(client: Client) -> None:
 
     def wait() -> None:
         with pytest.raises(JobCancelled):
-            client.job(job.id).wait(timeout=30)
+            client.job(job.id).wait(timeout=300)
         ended.append(time.monotonic())
 
     waiting = threading.Thread(target=wait)

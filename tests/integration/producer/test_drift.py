@@ -31,7 +31,7 @@ def database(client: Client) -> Database:
 
 def score(client: Client, model: str, rows: Mapping[str, str] | list[str], **params: Any) -> Job:
     lines = list(rows.items()) if isinstance(rows, Mapping) else rows
-    return client.submit(model, lines, params=params or None).wait(timeout=120)
+    return client.submit(model, lines, params=params or None).wait(timeout=300)
 
 
 def run_of(database: Database, job: Job, *, bad: int = 0) -> RunInfo:

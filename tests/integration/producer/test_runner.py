@@ -100,7 +100,7 @@ def schedule(client: Client, name: str, source: Any, sink: Any, **how: Any) -> R
 def check_whole(client: Client, pairs: Sequence[tuple[str, str]], found: Sequence[tuple[str, Any]]) -> None:
     """Each row of the source once and in order, with what the engine gives for it."""
     assert [custom_id for custom_id, _ in found] == [custom_id for custom_id, _ in pairs]
-    job = client.submit("vectors", pairs).wait(timeout=60)
+    job = client.submit("vectors", pairs).wait(timeout=300)
     assert all(np.array_equal(result.output, output) for result, (_, output) in zip(job.results(), found, strict=True))
 
 
@@ -112,7 +112,7 @@ def kill_a_runner(running_mill: Mill, module: str, function: str, count: int) ->
         "BATCHMILL_LEASE_SECONDS": "1",
     }
     script = DYING.format(chunk=CHUNK, module=module, function=function, count=count)
-    done = subprocess.run([sys.executable, "-c", script], env=environment, cwd=ROOT, capture_output=True, timeout=90)
+    done = subprocess.run([sys.executable, "-c", script], env=environment, cwd=ROOT, capture_output=True, timeout=300)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
 
 

@@ -49,7 +49,7 @@ def server(client: Client) -> str:
 
 def expected(client: Client, pairs: Sequence[tuple[str, str]], model: str = "vectors") -> dict[str, Any]:
     """What the engine gives, by id."""
-    job = client.submit(model, pairs).wait(timeout=60)
+    job = client.submit(model, pairs).wait(timeout=300)
     return {str(result.custom_id): result.output for result in job.results()}
 
 
@@ -126,7 +126,7 @@ def test_a_table_to_a_table_and_the_second_night_computes_what_changed(client: C
     stored = rows(client, "SELECT * FROM review_labels ORDER BY id::bigint")
     assert len(stored) == 200
     texts = [(str(n), f"title {n}: {'new' if n % 100 == 0 else 'body'} {n}") for n in range(1, 201)]
-    job = client.submit("labels", texts, params={"top_k": 1}).wait(timeout=60)
+    job = client.submit("labels", texts, params={"top_k": 1}).wait(timeout=300)
     wanted = {result.custom_id: result.output for result in job.results()}
     assert {str(row.id): row.output for row in stored} == wanted
     events = rows(client, f"SELECT event, run_id FROM deliveries WHERE url = '{HOOK}' ORDER BY created_at")

@@ -27,7 +27,7 @@ def test_leases_of_a_killed_worker_do_not_wait_to_expire(home: Path, eventually:
         assert victim is not None
         assert query(client._database, "SELECT FROM shards WHERE state = 'leased'")
         os.kill(victim, signal.SIGKILL)
-        job.wait(timeout=60)
+        job.wait(timeout=300)
         assert (job.counts.computed, job.counts.waiting) == (3000, 0)
         assert query(client._database, "SELECT FROM shards WHERE alone AND deaths = 0 AND state = 'done'")
         assert worker_pid(settings) != victim

@@ -34,7 +34,7 @@ class Terminal:
 
     def __call__(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         command, env = [SCRIPT, *arguments], self.environment | environment
-        return subprocess.run(command, cwd=self.folder, env=env, capture_output=True, text=True, timeout=60)
+        return subprocess.run(command, cwd=self.folder, env=env, capture_output=True, text=True, timeout=300)
 
     def json(self, *arguments: str) -> Any:
         done = self(*arguments, "--json")
@@ -211,7 +211,7 @@ def test_a_run_is_gone_on_with_after_ctrl_c(
         waiting = batchmill.start("run", source, "-m", "slow", "-o", "out.csv")
         eventually(lambda: client.jobs(states=["running"]), 60)
         waiting.send_signal(signal.SIGINT)
-    stdout, stderr = waiting.communicate(timeout=30)
+    stdout, stderr = waiting.communicate(timeout=300)
 
     assert (waiting.returncode, stdout) == (130, "")
     farewell = stderr.splitlines()[-1]
@@ -355,7 +355,7 @@ def test_servers_that_run_are_used_and_not_started_again(batchmill: Terminal) ->
     assert worker.stderr is not None
     assert any("serves pool default" in line for line in worker.stderr)
     worker.send_signal(signal.SIGTERM)
-    worker.communicate(timeout=30)
+    worker.communicate(timeout=300)
     assert worker.returncode == 0
 
 
@@ -367,7 +367,7 @@ def test_up_runs_in_the_foreground_until_ctrl_c(home: Path, tmp_path: Path) -> N
     assert up.stdout.readline().split()[0] == "database"
     assert batchmill.json("models", "list") == []
     up.send_signal(signal.SIGINT)
-    _, stderr = up.communicate(timeout=60)
+    _, stderr = up.communicate(timeout=300)
 
     assert up.returncode == 0, stderr
     assert "Ctrl-C ends everything" in stderr

@@ -135,7 +135,7 @@ def test_ctrl_c_ends_a_stack_in_the_foreground_in_reverse_order(
     with subprocess.Popen(STANDIN[:2], env=environment(settings), stderr=subprocess.PIPE, text=True) as supervisor:
         eventually(lambda: status(settings).ready)
         supervisor.send_signal(signal.SIGINT)
-        _, log = supervisor.communicate(timeout=20)
+        _, log = supervisor.communicate(timeout=300)
     assert supervisor.returncode == 0
     ended = [line.removeprefix("ending ") for line in log.splitlines() if line.startswith("ending ")]
     assert ended == ["worker, beat", "valkey", "postgres"]
@@ -200,7 +200,7 @@ def test_an_ordinary_user_can_run_it(home: Path, running: Running) -> None:
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("the interpreter or the sources cannot be read by another user")
     done = subprocess.run(
-        command, env=environment(Settings(home=home)), cwd="/", capture_output=True, text=True, timeout=60
+        command, env=environment(Settings(home=home)), cwd="/", capture_output=True, text=True, timeout=300
     )
     assert done.stdout.splitlines() == [
         f"postgresql://batchmill@/batchmill?host={home}/run&port=5432",

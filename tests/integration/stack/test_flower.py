@@ -47,7 +47,7 @@ def page(settings: Settings) -> Iterator[httpx2.Client]:
     ensure(settings)
     address = child(settings).address
     assert address is not None
-    with httpx2.Client(base_url=address, auth=(USER, password(settings)), timeout=60) as client:
+    with httpx2.Client(base_url=address, auth=(USER, password(settings)), timeout=300) as client:
         yield client
 
 
@@ -62,7 +62,7 @@ def test_it_shows_tickets_to_whoever_knows_the_password(
 ) -> None:
     for path in PATHS:
         for headers in ({}, {"Authorization": "Basic !"}, {"Authorization": "Basic YmF0Y2htaWxsOg=="}):
-            refused = httpx2.get(page.base_url.join(path), headers=headers, timeout=60)
+            refused = httpx2.get(page.base_url.join(path), headers=headers, timeout=300)
             assert (refused.status_code, "Basic" in refused.headers["WWW-Authenticate"]) == (401, True), path
     assert httpx2.post(page.base_url.join("/api/worker/shutdown/any")).status_code == 401
     assert page.post("/api/worker/shutdown/any").status_code == 403  # it shows, and commands nothing
@@ -71,7 +71,7 @@ def test_it_shows_tickets_to_whoever_knows_the_password(
     with Client(home=settings.home) as client:
         client.models.add("m", f"fake:?dimensions=4&fail={CANARY}-poison")
         job = client.submit("m", [(f"{CANARY}-id-{n}", f"{CANARY} {n}") for n in range(50)] + [f"{CANARY}-poison"])
-        job.wait(timeout=60)
+        job.wait(timeout=300)
         eventually(lambda: tickets(page, str(job.id)), 30)
         shards = {str(row.id) for row in query(client._database, "SELECT id FROM shards")}
 
@@ -106,7 +106,7 @@ def test_its_password_is_kept_from_others_and_its_port_is_held_while_it_is_start
     with pytest.raises(OSError, match="in use"):
         socket.create_server(("127.0.0.1", page.base_url.port))
     eventually(lambda: child(settings).pid not in (None, before.pid))
-    again = httpx2.get(page.base_url.join("/tasks"), auth=(USER, password(settings)), timeout=60)
+    again = httpx2.get(page.base_url.join("/tasks"), auth=(USER, password(settings)), timeout=300)
     assert again.status_code == 200
     assert child(settings).address == before.address
 
@@ -118,7 +118,7 @@ def test_up_says_where_it_is_and_how_to_get_in_each_time(home: Path) -> None:
 
     def up(*options: str) -> str:
         command = [str(Path(sys.executable).with_name("batchmill")), "up", *options]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=90, check=False)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -129,7 +129,7 @@ def test_up_says_where_it_is_and_how_to_get_in_each_time(home: Path) -> None:
     assert up() == first
     told = json.loads(up("--json"))
     assert [told[f"flower_{name}"] for name in ("url", "user", "password")] == [address, user, secret]
-    assert httpx2.get(f"{address}/tasks", auth=(user, secret), timeout=60).status_code == 200
+    assert httpx2.get(f"{address}/tasks", auth=(user, secret), timeout=300).status_code == 200
 
 
 def test_a_stack_without_it_comes_up_and_says_so(

@@ -33,7 +33,7 @@ class Beat:
 
     def get(self, path: str) -> int:
         try:
-            with urllib.request.urlopen(f"{self.address()}{path}", timeout=10) as answer:
+            with urllib.request.urlopen(f"{self.address()}{path}", timeout=300) as answer:
                 return int(answer.status)
         except urllib.error.HTTPError as error:
             with error:

@@ -151,10 +151,10 @@ def test_a_long_generation_is_cancelled_between_its_steps(
     job.cancel()
     begun = time.monotonic()
     # The other model is served once the device is free.
-    speaking.submit("other", ["text"]).wait(timeout=60)
+    speaking.submit("other", ["text"]).wait(timeout=300)
     assert time.monotonic() - begun < 20
     with pytest.raises(JobCancelled):
-        job.wait(timeout=10)
+        job.wait(timeout=300)
     assert any("in the middle of a pass are let go" in log.read_text() for log in running_mill._logs.values())
 
 

@@ -46,7 +46,7 @@ def test_texts_become_labels(client: Client, size: str, poisoned: Path) -> None:
     examples = held_back(labelled())
     long = "one more word " * 600
     texts = [*(example.text for example in examples), long, f"a {ODD} among texts"]
-    results = [*client.submit("packages", texts).wait(timeout=120).results()]
+    results = [*client.submit("packages", texts).wait(timeout=300).results()]
     assert [code_of(result) for result in results] == [None] * (len(examples) + 1) + ["non_finite"]
     assert [result.truncated for result in results[:-1]] == [False] * len(examples) + [True]
     right = [r.output[0]["label"] == example.label for r, example in zip(results, examples, strict=False)]
@@ -58,7 +58,7 @@ def test_texts_become_labels(client: Client, size: str, poisoned: Path) -> None:
         assert {entry["label"] for entry in result.output} == set(PACKAGES)
         assert numbers(result.output) == pytest.approx(numbers(expected), rel=0, abs=1e-5)
 
-    best = [*client.submit("packages", texts[:-1], params={"top_k": 1, "truncate": False}).wait(timeout=120).results()]
+    best = [*client.submit("packages", texts[:-1], params={"top_k": 1, "truncate": False}).wait(timeout=300).results()]
     assert code_of(best[-1]) == "too_long"
     for one, whole in zip(best[:-1], results, strict=False):
         [entry] = one.output
@@ -73,14 +73,14 @@ def test_documents_are_ranked(client: Client, size: str, request: pytest.Fixture
     documents = [example.document for example in examples]
     rankings = [{"query": e.query, "documents": [e.other, e.document]} for e in examples]
     whole = {"query": examples[0].query, "documents": documents * 5}
-    results = [*client.submit("relevance", [*rankings, whole]).wait(timeout=120).results()]
+    results = [*client.submit("relevance", [*rankings, whole]).wait(timeout=300).results()]
     assert [code_of(result) for result in results] == [None] * 31
     assert sum(result.output[0]["index"] for result in results[:-1]) > LEAST[size] * 30
     scores = [entry["score"] for entry in results[-1].output]
     assert scores == sorted(scores, reverse=True)
     assert sorted(entry["index"] for entry in results[-1].output) == list(range(150))
 
-    [best] = client.submit("relevance", [whole], params={"top_k": 3}).wait(timeout=120).results()
+    [best] = client.submit("relevance", [whole], params={"top_k": 3}).wait(timeout=300).results()
     # Equal documents come in other micro-batches, so that their order is a matter of the last digits.
     assert [entry["score"] for entry in best.output] == pytest.approx(scores[:3], abs=1e-5)
 

@@ -74,7 +74,7 @@ class Seen:
 
     def get(self, path: str) -> tuple[int, str]:
         try:
-            with urllib.request.urlopen(self.address + path, timeout=10) as answer:
+            with urllib.request.urlopen(self.address + path, timeout=300) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
@@ -109,7 +109,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory, make_database: Any, make_brok
             worker = mill.worker()
             with mill.client() as client:
                 client.models.add("model", MODEL, task="embed")
-                job = client.submit("model", TEXTS).wait(timeout=60)
+                job = client.submit("model", TEXTS).wait(timeout=300)
                 yield Seen(mill, worker, job, collector)
         finally:
             mill.close()

@@ -49,7 +49,7 @@ def free_port() -> int:
 def get(port: int, path: str, method: str = "GET") -> tuple[int, dict[str, object]]:
     request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", method=method)
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=300) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         with error:

@@ -44,7 +44,7 @@ def run(folder: Path, rows: int, dies_at: int = -1, resume: str = "null") -> "su
     command = [sys.executable, "-c", _SCRIPT, str(folder), str(rows), str(dies_at), resume]
     # The allocator gives memory back at once: what is measured is what is held.
     environment = os.environ | {"ARROW_DEFAULT_MEMORY_POOL": "system", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=environment)
 
 
 def contents(folder: Path) -> dict[str, str]:

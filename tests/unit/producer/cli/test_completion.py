@@ -15,7 +15,7 @@ EVERY_COMMAND = {"run", "submit", "jobs", "models", "webhooks", "top", "purge", 
 def run(home: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("BATCHMILL_")}
     env = {**kept, "BATCHMILL_HOME": str(home / "nowhere"), **environment}
-    return subprocess.run([SCRIPT, *arguments], env=env, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run([SCRIPT, *arguments], env=env, capture_output=True, text=True, timeout=300, check=False)
 
 
 def offered(home: Path, shell: str, line: str) -> list[str]:

@@ -100,7 +100,7 @@ for source, revision, task in json.loads(sys.argv[1]):
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     }
     command = [sys.executable, "-c", code, json.dumps(calls)]
-    output = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, timeout=60).stdout
+    output = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, timeout=300).stdout
     return [json.loads(line) for line in output.splitlines()]
 
 
