@@ -108,8 +108,9 @@ class ModelLoader:
     def _measure(self, model: ModelSpec, bench: "_DeviceBench", grow: Grow) -> tuple[Engine, Plan]:
         """Find the plan, and keep it."""
         found = self._choices(model)
-        fitting = [variant for variant in found if grow(most_bytes(model, variant))]
-        widths = [(1, self._hardware.cores)] if self._in_parts(model) else self._hardware.widths()
+        in_parts = self._in_parts(model)
+        fitting = [variant for variant in found if in_parts or grow(most_bytes(model, variant))]
+        widths = [(1, self._hardware.cores)] if in_parts else self._hardware.widths()
         if not fitting:
             fitting = [stored(model)]
             log.warning(

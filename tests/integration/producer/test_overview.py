@@ -15,7 +15,7 @@ from producer.cli.app import app
 from producer.cli.session import Session
 from storage import control, glimpse, overview, plans, workers
 from storage.database import Database
-from storage.plans import Plan
+from storage.plans import Plan, Rate
 from storage.workers import WorkerReport
 from tests.conftest import Mill
 from tests.jobs import claimed, execute, finish, make_model, make_target, open_job, submit
@@ -114,17 +114,44 @@ def test_a_model_is_shown_with_each_of_its_versions(mill: Mill, database: Databa
     with database.transaction() as connection:
         plain = make_model(connection, memory_bytes=91_000_000)
         nf4 = make_model(connection, quantization="nf4", memory_bytes=28_000_000)
-        for device, speed in (("cpu", 400.0), ("cuda", 9000.0)):
-            plans.put(connection, nf4.id, device, Plan(2048, speed))
+        rates = (
+            Rate("nf4", "float32", 1, 2, 512, 300.0),
+            Rate("nf4", "bfloat16", 1, 2, 512, 350.0),
+            Rate("nf4", "bfloat16", 1, 2, 2048, 390.0),
+            Rate("nf4", "bfloat16", 2, 1, 2048, 400.0),
+        )
+        for device, speed, tried in (("cpu", 400.0, rates), ("cuda", 9000.0, ())):
+            plan = Plan(2048, speed, quantization="nf4", dtype="bfloat16", lanes=2, threads=1, rates=tried)
+            plans.put(connection, nf4.id, device, plan)
         connection.execute(text("UPDATE batch_budgets SET memory_bytes = 30000000, load_seconds = 1.5"))
         assert [one.device for one in overview.measurements(connection, [plain.id, nf4.id])] == ["cpu", "cuda"]
 
-    lines = [line.split() for line in invoke(mill, "models", "show", "model").splitlines()]
+    *shown, _, tried = invoke(mill, "models", "show", "model").splitlines()
+    assert tried == (
+        "model@2 on cpu: nf4 in float32, 1 × 2: 300 tokens/s; nf4 in bfloat16, 1 × 2: 390 tokens/s; "
+        "nf4 in bfloat16, 2 × 1: 400 tokens/s"
+    )
+    lines = [line.split() for line in shown]
     assert ["model", "model@2"] in lines
     assert lines[-3][:2] == ["model@1", "none"]
     assert lines[-3][-1] == "–"
     end = ["2,048", "9,000", "1.50", "s"]
-    assert lines[-1] == ["model@2", "nf4", "0", "B", "28.0", "MB", "30.0", "MB", "cuda", *end]
+    assert lines[-1] == [
+        "model@2",
+        "nf4",
+        "0",
+        "B",
+        "28.0",
+        "MB",
+        "30.0",
+        "MB",
+        "cuda",
+        "bfloat16,",
+        "2",
+        "×",
+        "1",
+        *end,
+    ]
     alone = invoke(mill, "models", "show", "model@1", "--json")
     assert (alone["reference"], alone["disk_bytes"], len(alone["versions"])) == ("model@1", 0, 1)
     both = invoke(mill, "models", "show", "model", "--json")["versions"]

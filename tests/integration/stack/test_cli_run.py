@@ -323,6 +323,24 @@ def test_top_is_a_live_screen_until_q_or_ctrl_c(key: bytes, batchmill: Terminal)
     assert b"Traceback" not in shown
 
 
+def test_a_model_is_measured_anew_when_it_is_asked_for(batchmill: Terminal) -> None:
+    added = batchmill.json("models", "add", "measured", "fake:?dimensions=8")["reference"]
+    first = batchmill("models", "measure", added)
+    assert first.returncode == 0, first.stderr
+    assert "float32, 1 × " in first.stdout
+    assert f"workers of pool default are asked to measure {added}" in first.stderr
+    [before] = batchmill.json("models", "show", added)["versions"][0]["measured"]
+    assert batchmill("models", "measure", added).returncode == 0
+    [after] = batchmill.json("models", "show", added)["versions"][0]["measured"]
+    assert after["measured_at"] > before["measured_at"]
+    assert {finding["check"] for finding in batchmill.json("doctor")} >= {"device", "speeds"}
+
+    batchmill("models", "add", "elsewhere", "fake:", "--pool", "nobody")
+    nobody = batchmill("models", "measure", "elsewhere", "--wait", "1")
+    assert nobody.returncode == 1
+    assert "nobody has measured it within 1 s" in nobody.stderr
+
+
 def test_doctor_finds_nothing_here_and_says_what_is_wrong_elsewhere(
     batchmill: Terminal, running_home: Path, eventually: Callable[..., None]
 ) -> None:
