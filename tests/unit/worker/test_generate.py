@@ -18,6 +18,7 @@ from worker.engines.causal import load_causal
 from worker.engines.chat import StopStrings
 from worker.engines.decoding import Decoder, Prompt
 from worker.engines.generate import GenerateEngine, _ends
+from worker.variants import plain
 
 ALTERNATING = (
     "{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
@@ -271,10 +272,10 @@ def test_a_model_that_padding_or_a_cache_leads_astray_is_refused(
             torch.nn.init.normal_(weight, std=0.3)
     module.save_pretrained(tmp_path)
     if kind in ("opt", "llama", "bloom"):
-        assert load_causal(tmp_path, quantization, "cpu").config.model_type == kind
+        assert load_causal(tmp_path, plain(quantization), "cpu").config.model_type == kind
     else:
         with pytest.raises(ModelLoadFailed, match="alone") as failed:
-            load_causal(tmp_path, quantization, "cpu")
+            load_causal(tmp_path, plain(quantization), "cpu")
         assert "\n" not in str(failed.value)
 
 

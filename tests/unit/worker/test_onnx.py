@@ -25,6 +25,7 @@ from worker.forward import forward
 from worker.loading import load_model, load_module, weight_bytes
 from worker.onnx import GRAPH, OnnxModule
 from worker.outputs import OutputForm
+from worker.variants import plain
 
 IDS = torch.tensor([[101, 2023, 2003, 1037, 3231, 102]])
 
@@ -41,8 +42,8 @@ def embedder(folder: Path, quantization: str = "none", device: str = "cpu") -> A
 
 
 def test_a_graph_is_called_as_the_module(encoder: Path, onnx_embedder: Path) -> None:
-    graph: Any = load_model(onnx_embedder, Quantization.NONE, "cpu")
-    module: Any = load_model(encoder, Quantization.NONE, "cpu")
+    graph: Any = load_model(onnx_embedder, plain(Quantization.NONE), "cpu")
+    module: Any = load_model(encoder, plain(Quantization.NONE), "cpu")
     assert isinstance(graph, OnnxModule)
     assert graph.config.hidden_size == module.config.hidden_size
     assert graph.device == module.device
@@ -57,7 +58,7 @@ def test_a_graph_is_called_as_the_module(encoder: Path, onnx_embedder: Path) -> 
 
 
 def test_an_output_is_its_callers(onnx_embedder: Path) -> None:
-    graph: Any = load_model(onnx_embedder, Quantization.NONE, "cpu")
+    graph: Any = load_model(onnx_embedder, plain(Quantization.NONE), "cpu")
     first = graph(input_ids=IDS).last_hidden_state
     kept = first.clone()
     for _ in range(3):
@@ -66,7 +67,7 @@ def test_an_output_is_its_callers(onnx_embedder: Path) -> None:
 
 
 def test_ids_that_lie_apart_in_memory_are_read_in_order(onnx_embedder: Path) -> None:
-    graph: Any = load_model(onnx_embedder, Quantization.NONE, "cpu")
+    graph: Any = load_model(onnx_embedder, plain(Quantization.NONE), "cpu")
     wide = torch.stack([IDS[0], IDS[0] * 0], dim=1).T
     found = graph(input_ids=wide.T.contiguous().T[:1]).last_hidden_state
     torch.testing.assert_close(found, graph(input_ids=IDS).last_hidden_state, atol=0, rtol=0)
@@ -74,12 +75,12 @@ def test_ids_that_lie_apart_in_memory_are_read_in_order(onnx_embedder: Path) -> 
 
 def test_memory_is_what_the_files_take(onnx_embedder: Path, onnx_int8_embedder: Path) -> None:
     for folder, quantization in ((onnx_embedder, Quantization.NONE), (onnx_int8_embedder, Quantization.INT8)):
-        assert weight_bytes(load_model(folder, quantization, "cpu")) == (folder / GRAPH).stat().st_size
+        assert weight_bytes(load_model(folder, plain(quantization), "cpu")) == (folder / GRAPH).stat().st_size
 
 
 def test_safetensors_go_before_a_graph(encoder: Path, copy: Path) -> None:
     (copy / "model.safetensors").symlink_to(encoder / "model.safetensors")
-    assert not isinstance(load_model(copy, Quantization.NONE, "cpu"), OnnxModule)
+    assert not isinstance(load_model(copy, plain(Quantization.NONE), "cpu"), OnnxModule)
 
 
 def test_a_graph_is_no_module(onnx_embedder: Path) -> None:
@@ -100,7 +101,7 @@ def test_a_graph_is_registered_as_what_it_is(
     folder: str, quantization: str, reason: str, request: pytest.FixtureRequest
 ) -> None:
     with pytest.raises(ModelLoadFailed, match=reason):
-        load_model(request.getfixturevalue(folder), Quantization(quantization), "cpu")
+        load_model(request.getfixturevalue(folder), plain(Quantization(quantization)), "cpu")
 
 
 def cut_short(file: Path) -> None:

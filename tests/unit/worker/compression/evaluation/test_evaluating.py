@@ -134,12 +134,14 @@ def test_a_classifier_with_labels(classifier: Path, tmp_path: Path) -> None:
     parent, result = found.stages
     assert parent.fidelity["agreement"] == 1
     assert parent.quality["accuracy"] == pytest.approx(6 / 7, abs=0.02)
-    assert result.quality["accuracy"] > 0.5
+    assert 0.5 < result.quality["accuracy"] < parent.quality["accuracy"]
     assert 0 < result.quality["macro_f1"] < 1
     assert 0.5 < result.fidelity["fidelity"] < 1
     assert parent.loss is not None
     assert result.loss is not None
-    assert result.loss > parent.loss > 0.1
+    # The labels are those of the parent, and its scores lie close together: the loss may go either way.
+    assert result.loss != parent.loss
+    assert min(result.loss, parent.loss) > 0.1
     [note] = [note for note in found.notes if "labels" in note]
     assert note.startswith(f"1 of {len(texts) + 1} labels are none of the model's, such as 'cooking'")
     assert len(found.sensitivity) == 2

@@ -22,6 +22,7 @@ from worker.engines.rerank import RerankEngine
 from worker.engines.score import ScoreEngine
 from worker.loading import load_model, load_module, load_tokenizer
 from worker.onnx import GRAPH, OnnxModule
+from worker.variants import plain
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +189,7 @@ def test_a_gguf_file_is_unpacked(speaker: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(export, "load_module", first_layer)
     folder, outcome = run(Export(), speaker.parent, tmp_path / "graph", Task.SCORE)
     assert any("unpacked from speaker" in note for note in outcome.notes)
-    module = load_model(folder, Quantization.NONE, "cpu", KINDS[Task.SCORE])
+    module = load_model(folder, plain(Quantization.NONE), "cpu", KINDS[Task.SCORE])
     assert isinstance(module, OnnxModule)
 
 
