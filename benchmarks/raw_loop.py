@@ -43,14 +43,15 @@ def _loop(folder: Path, quantization: Quantization, texts: list[str]) -> dict[st
     rows = sorted((encoding.ids for encoding in tokenizer.encode_batch(texts)), key=len, reverse=True)
     sample = rows[:: max(len(rows) // 500, 1)]
     with torch.inference_mode():
-        _run(module, _batches(sample, 2048))
-        best = max(BUDGETS, key=lambda budget: _rate(lambda: _run(module, _batches(sample, budget)), len(sample)))
-        batches = _batches(rows, best)
+        _run(module, padded_batches(sample, 2048))
+        best = max(BUDGETS, key=lambda budget: _rate(lambda: _run(module, padded_batches(sample, budget)), len(sample)))
+        batches = padded_batches(rows, best)
         rate = _rate(lambda: _run(module, batches), len(rows))
     return {"rate": rate, "seconds": len(rows) / rate, "budget": best}
 
 
-def _batches(rows: list[list[int]], budget: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def padded_batches(rows: list[list[int]], budget: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Ids and masks of rows that are sorted by length, so many padded tokens a batch."""
     batches, start = [], 0
     while start < len(rows):
         longest = len(rows[start])

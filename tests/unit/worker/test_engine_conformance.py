@@ -27,7 +27,7 @@ from worker.outputs import OutputForm
 
 LONG = "one more word " * 2000
 NEIGHBOUR = "word " * 150
-CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+CUDA = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 GPU_GRAPHS = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 SIZES: dict[str, list[pytest.MarkDecorator]] = {"tiny": [], "real": [pytest.mark.verify]}
 TRIED = [
@@ -39,7 +39,7 @@ TRIED = [
     for size, marks in SIZES.items()
     for name, kind in KINDS.items()
     for quantization in kind.tolerances
-    for device, on_gpu in [("cpu", []), ("cuda:0", [CUDA])]
+    for device, on_gpu in [("cpu", []), ("cuda:0", CUDA)]
     if size == "tiny" or kind.engine is not FakeEngine
     if device == "cpu" or (kind.engine is not FakeEngine and quantization in ("none", "nf4"))
     if device == "cpu" or kind.weights != "model.onnx" or GPU_GRAPHS

@@ -282,6 +282,7 @@ def test_a_graph_needs_the_gpus_own_build(onnx_embedder: Path) -> None:
         embedder(onnx_embedder, device="cuda:0")
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(
     not torch.cuda.is_available() or "CUDAExecutionProvider" not in onnxruntime.get_available_providers(),
     reason="needs a CUDA GPU and onnxruntime-gpu",
