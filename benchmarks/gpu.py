@@ -157,7 +157,7 @@ def _raw(row: Row, kind: str, weights: Path, device: str, folder: Path, work: fl
         [*command, str(folder / f"{row.task}.json")],
         capture_output=True,
         text=True,
-        timeout=max((until - time.monotonic()) / 2, 1),
+        timeout=_left(until) / 2,
     )
     if done.returncode:
         raise RuntimeError((done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1])
@@ -166,6 +166,7 @@ def _raw(row: Row, kind: str, weights: Path, device: str, folder: Path, work: fl
 
 def _path(row: Row, kind: str, weights: Path, device: str, texts: list[str], work: float, until: float) -> None:
     """From the submission to all results read, by a stack whose worker has this model alone."""
+    _left(until)
     with Watch(device) as watch, stack(device=device) as client:
         spec = client.models.add("model", str(weights), task=row.task, quantization=kind)
         row.reckoned = spec.memory_bytes
@@ -176,6 +177,14 @@ def _path(row: Row, kind: str, weights: Path, device: str, texts: list[str], wor
         done = _submit(client, row.task, texts, count, until)
         row.rate = done / (time.perf_counter() - begin)
         row.busy, row.peak = busy(watch.looks[first:]), peak(watch.looks)
+
+
+def _left(until: float) -> float:
+    """Seconds up to then, where that is enough to start something."""
+    left = until - time.monotonic()
+    if left < LEAST:
+        raise TimeoutError(f"only {max(left, 0):.0f} s were left")
+    return left
 
 
 def _count(row: Row, device: str, work: float) -> int:
