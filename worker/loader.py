@@ -72,15 +72,17 @@ class ModelLoader:
         if plan is not None and (lack := self._lacks(plan, model)):
             log.warning("%s: the plan for %s %s: it is measured anew", model.reference, self._kind(model), lack)
             plan = None
+        since = "measured before"
         if plan is None:
+            since = "measured now"
             engine, plan = self._measure(model, bench, grow)
         else:
             engine, plan = self._follow(model, plan, bench, grow)
         with self._database.transaction() as connection:
             # Not sooner: some libraries pack the weights in the first pass.
             plans.note_load(connection, model.id, self._kind(model), engine.memory_bytes, bench.load_seconds)
-        told = model.reference, self._kind(model), plan.dtype, plan.width, plan.tokens, plan.tokens_per_second
-        log.info("%s on %s: %s, lanes × threads %s, %d tokens a micro-batch, %.0f tokens/s", *told)
+        told = model.reference, self._kind(model), plan.dtype, plan.width, plan.tokens, plan.tokens_per_second, since
+        log.info("%s on %s: %s, lanes × threads %s, %d tokens a micro-batch, %.0f tokens/s, %s", *told)
         return engine, replace(plan, load_seconds=bench.load_seconds)
 
     def divisible(self, model: ModelSpec) -> bool:

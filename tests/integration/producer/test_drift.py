@@ -152,11 +152,11 @@ def test_another_version_of_the_model_moves_every_row_a_little(
     client.models.add("moving", str(encoder))
     rows = [one.text for one in labelled()[:20]]  # without ids
     first = score(client, "moving", rows)
-    client.models.add("moving", str(encoder), quantization="bf16")
+    client.models.add("moving", str(encoder), quantization="int8")  # bf16 may be computed in float32, and move nothing
     moved = drift(database, score(client, "moving", rows[::-1]).id, first.id, STRICT)
     assert moved is not None
     assert moved.cosine is not None
-    assert 0 < moved.cosine < 0.001
+    assert 0 < moved.cosine < 0.01
     assert moved.rows == 20
 
 
