@@ -8,6 +8,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.nn.functional import normalize
 from benchmarks.texts import stdlib_docstrings
 from benchmarks.weights import MINILM
 from contracts.names import Quantization
+from worker.lanes import Lanes
 from worker.loading import load_model, load_tokenizer
 from worker.variants import plain
 
@@ -35,19 +37,36 @@ def main() -> None:
 
 
 def _loop(folder: Path, quantization: Quantization, texts: list[str]) -> dict[str, float]:
-    """Everything but the model's own work is done beforehand; the best budget is sought on some of the texts."""
-    module = load_model(folder, plain(quantization), "cpu")
+    """Texts a second of one pass at a time, and of a pass a core side by side.
+
+    Everything but the model's own work is done beforehand; the best budget is sought on some of the texts.
+    """
     tokenizer = load_tokenizer(folder).backend_tokenizer
     tokenizer.enable_truncation(LIMIT)
     tokenizer.no_padding()
     rows = sorted((encoding.ids for encoding in tokenizer.encode_batch(texts)), key=len, reverse=True)
     sample = rows[:: max(len(rows) // 500, 1)]
-    with torch.inference_mode():
-        _run(module, padded_batches(sample, 2048))
-        best = max(BUDGETS, key=lambda budget: _rate(lambda: _run(module, padded_batches(sample, budget)), len(sample)))
-        batches = padded_batches(rows, best)
-        rate = _rate(lambda: _run(module, batches), len(rows))
-    return {"rate": rate, "seconds": len(rows) / rate, "budget": best}
+    cores = torch.get_num_threads()
+    single = _best(folder, quantization, rows, sample, Lanes(1, cores, torch.set_num_threads), cores)
+    with Lanes(cores, 1, torch.set_num_threads) as several:
+        side_by_side = _best(folder, quantization, rows, sample, several, 1)
+    return {"rate": single, "lanes": side_by_side, "seconds": len(rows) / single + len(rows) / side_by_side}
+
+
+def _best(
+    folder: Path, quantization: Quantization, rows: list[Any], sample: list[Any], lanes: Lanes, threads: int
+) -> float:
+    """Texts a second in so many lanes, in batches of the best size."""
+    variant = replace(plain(quantization), lanes=lanes.count, threads=threads)
+    module = load_model(folder, variant, "cpu")
+
+    def run(chosen: list[Any], budget: int) -> None:
+        lanes.run(lambda batch: _run(module, batch), padded_batches(chosen, budget))
+
+    run(sample, 2048)
+    best = max(BUDGETS, key=lambda budget: _rate(lambda: run(sample, budget), len(sample)))
+    batches = padded_batches(rows, best)
+    return _rate(lambda: lanes.run(lambda batch: _run(module, batch), batches), len(rows))
 
 
 def padded_batches(rows: list[list[int]], budget: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -63,13 +82,14 @@ def padded_batches(rows: list[list[int]], budget: int) -> list[tuple[torch.Tenso
     return batches
 
 
-def _run(module: Any, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
-    for ids, mask in batches:
-        # Without padding no mask: attention takes its fastest kernel then.
-        padded = None if mask.all() else mask
-        hidden = module(input_ids=ids, attention_mask=padded, return_dict=True).last_hidden_state.float()
-        weights = mask.unsqueeze(-1).float()
-        normalize((hidden * weights).sum(1) / weights.sum(1)).numpy()
+@torch.inference_mode()
+def _run(module: Any, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    ids, mask = batch
+    # Without padding no mask: attention takes its fastest kernel then.
+    padded = None if mask.all() else mask
+    hidden = module(input_ids=ids, attention_mask=padded, return_dict=True).last_hidden_state.float()
+    weights = mask.unsqueeze(-1).float()
+    normalize((hidden * weights).sum(1) / weights.sum(1)).numpy()
 
 
 def _sentence_transformers(texts: list[str], dtype: torch.dtype) -> float:
