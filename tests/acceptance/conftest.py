@@ -14,4 +14,4 @@ from tests.conftest import MadeOnce
 @pytest.fixture(scope="session")
 def encoder(made_once: MadeOnce) -> Path:
     """The folder of a tiny sentence encoder."""
-    return made_once("encoder", save_encoder)
+    return made_once("encoder_of_letters", save_encoder)
