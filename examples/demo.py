@@ -95,7 +95,7 @@ def demonstrate(client: Client, addresses: StackAddresses) -> None:
     _demand(again.counts.cached == again.counts.distinct, "the second run computed what was known", again)
     console.print()
     console.print(_comparison(first, again))
-    console.print(f"\n[dim]computed in [/]  {_computed(client, spec)}")
+    console.print(f"\n[dim]computed in [/]  {_computed(client, spec)}", soft_wrap=True)
     console.print(f"[dim]results     [/]  {RESULTS} ({byte_size(RESULTS.stat().st_size)})")
 
     _title(f"which docstrings are nearest to “{QUESTION}”?")

@@ -20,8 +20,9 @@ log = logging.getLogger(__name__)
 BUSY = 0.15
 """The share of a model's threads that others may take while it is measured; past it the measurement is repeated."""
 TRIES = 2
-WORTH = 1.03
-"""What more lanes must gain over fewer: they hold more memory, and a row that is in a hurry takes longer."""
+WORTH = 0.97
+"""The share of the speed of fewer lanes that more lanes must reach: the fastest trial of each counts, in which nothing
+else took a core, and in a worker something always does. A wide pass then waits for its slowest thread, lanes do not."""
 HOPELESS = 0.9
 """Lanes that do less than this share of the best end the search for more of them."""
 

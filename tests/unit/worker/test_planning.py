@@ -93,10 +93,14 @@ def test_one_choice_is_not_looked_at_twice() -> None:
     assert (plan.lanes, plan.threads) == (4, 1)
 
 
-def test_more_lanes_must_gain_what_they_cost() -> None:
-    bench = MadeUp({"float32": 1.0}, {1: 100.0, 2: 102.0, 4: 102.5})
+@pytest.mark.parametrize(
+    ("speeds", "lanes"),
+    [({1: 100.0, 2: 98.0, 4: 97.0}, 4), ({1: 100.0, 2: 96.0, 4: 93.0}, 1), ({1: 100.0, 2: 110.0, 4: 105.0}, 2)],
+)
+def test_more_lanes_are_taken_unless_they_lose(speeds: dict[int, float], lanes: int) -> None:
+    bench = MadeUp({"float32": 1.0}, speeds)
     _, plan = find_plan(bench, [Variant(Quantization.NONE, "float32")], WIDTHS)
-    assert plan.lanes == 1
+    assert plan.lanes == lanes
 
 
 def test_lanes_that_are_clearly_slower_end_the_search() -> None:
