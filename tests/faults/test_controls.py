@@ -128,7 +128,11 @@ CONTROLS = {
 
 
 @pytest.mark.parametrize("out", [True, False], ids=["without", "with"])
-@pytest.mark.parametrize("name", CONTROLS)
+@pytest.mark.parametrize(
+    # The worker that sleeps does nothing with what it held when it wakes up, since lanes carry passes: to be found out.
+    "name",
+    [pytest.param(name, marks=pytest.mark.verify) if name == "fencing" else name for name in CONTROLS],
+)
 def test_the_checker_names_what_is_broken(
     folder: Path, ground: Ground, name: str, out: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
